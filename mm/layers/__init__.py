@@ -1,0 +1,13 @@
+"""The parts every transformer of mm is made of.
+
+Shapes use one legend throughout the project: ``B`` batch, ``C`` channels, ``H W`` image height and width, ``P`` patches
+(image tokens), ``T`` text tokens, ``D`` model width, ``N`` heads, ``K`` beams, ``V`` vocabulary, ``E`` shared embedding.
+"""
+
+from mm.layers.attention import Attention, KeyValues
+from mm.layers.block import Block
+from mm.layers.cache import SelfAttentionCache
+from mm.layers.feedforward import FeedForward
+from mm.layers.masks import attention_mask
+
+__all__ = ["Attention", "Block", "FeedForward", "KeyValues", "SelfAttentionCache", "attention_mask"]

@@ -1,0 +1,67 @@
+"""What decoding keeps between steps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mm.layers.attention import KeyValues
+
+
+class SelfAttentionCache:
+    """Preallocated keys and values of every decoder block, for the tokens seen so far.
+
+    Args:
+        layers: number of blocks.
+        rows: number of sequences (images times beams).
+        heads: number of heads N.
+        capacity: the most tokens a sequence may reach.
+        head_width: D / N.
+        dtype: of keys and values.
+        device: where they live.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        rows: int,
+        heads: int,
+        capacity: int,
+        head_width: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.length = 0
+        self.capacity = capacity
+        shape = (layers, 2, rows, heads, capacity, head_width)
+        self._store = torch.zeros(shape, dtype=dtype, device=device)
+
+    def append(self, layer: int, new: KeyValues) -> KeyValues:
+        """Writes a block's new keys and values behind the old ones and returns all of them.
+
+        Args:
+            layer: which block.
+            new: (rows, N, T, D / N) keys and values of T new tokens.
+
+        Raises:
+            ValueError: more tokens than the cache was made for.
+        """
+        end = self.length + new.keys.shape[2]
+        if end > self.capacity:
+            raise ValueError(f"a cache for {self.capacity} tokens can't hold {end}")
+        keys, values = self._store[layer]
+        keys[:, :, self.length : end] = new.keys
+        values[:, :, self.length : end] = new.values
+        return KeyValues(keys[:, :, :end], values[:, :, :end])
+
+    def advance(self, tokens: int) -> None:
+        """Counts ``tokens`` as seen, once every block has appended them."""
+        self.length += tokens
+
+    def select(self, rows: Tensor) -> None:
+        """Keeps the given rows (R,), in that order, with repetition: beams that go on, images not yet finished."""
+        kept = self._store[..., : self.length, :].index_select(2, rows)
+        if len(rows) != self._store.shape[2]:
+            self._store = self._store.new_zeros(*self._store.shape[:2], len(rows), *self._store.shape[3:])
+        self._store[..., : self.length, :] = kept

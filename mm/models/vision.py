@@ -1,0 +1,203 @@
+"""Vision encoders: from pixels to image tokens.
+
+Every encoder has ``width`` (D of its tokens) and two halves, ``frozen`` and ``tokens``, whose composition is ``forward``. What
+``frozen`` returns doesn't change while the encoder trains, so that training may keep it instead of computing it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mm.errors import UsageError
+from mm.layers import Block
+
+
+class Normalize(nn.Module):
+    """Shifts and scales pixels per channel, as the encoder's weights expect.
+
+    Args:
+        mean: three numbers, subtracted from pixels in [0, 1].
+        std: three numbers, divided by.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Iterable[float], std: Iterable[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(list(mean)).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(list(std)).view(3, 1, 1), persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Maps (B, 3, H, W) in [0, 1] to the same shape, normalized."""
+        return (pixels - self.mean) / self.std
+
+
+def _timm_model(name: str, **kwargs: object) -> nn.Module:
+    try:
+        return timm.create_model(name, pretrained=False, num_classes=0, **kwargs)
+    except RuntimeError as error:
+        close = timm.list_models(f"*{name.split('_')[0]}*")[:8]
+        hint = f"; some that exist: {', '.join(close)}" if close else ""
+        raise UsageError(f"timm has no vision model named {name!r}{hint}") from error
+
+
+class TimmViT(nn.Module):
+    """Any vision transformer of timm; its tokens include the class token where it has one.
+
+    Args:
+        name: timm's name, such as ``vit_base_patch16_224``.
+        image_size: side of the square input in pixels.
+        mean: per-channel mean of the pixels its weights expect.
+        std: per-channel standard deviation likewise.
+
+    Raises:
+        UsageError: timm has no such model, or its features aren't a sequence of tokens.
+    """
+
+    def __init__(self, name: str, image_size: int, mean: Iterable[float], std: Iterable[float]) -> None:
+        super().__init__()
+        self.normalize = Normalize(mean, std)
+        self.model = _timm_model(name, img_size=image_size)
+        self.width: int = self.model.num_features
+        with torch.no_grad():
+            shape = self.model.eval().forward_features(torch.zeros(1, 3, image_size, image_size)).shape
+        if len(shape) != 3:
+            raise UsageError(f"timm's {name!r} gives features of shape {tuple(shape)}, not tokens; use it as a hybrid's stem")
+
+    def frozen(self, pixels: Tensor) -> Tensor:
+        """Returns (B, 3, H, W) ``pixels`` as they are: nothing of it is frozen."""
+        return pixels
+
+    def tokens(self, frozen: Tensor) -> Tensor:
+        """Maps what ``frozen`` returned to (B, P, D) image tokens."""
+        return self.model.forward_features(self.normalize(frozen))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Maps (B, 3, H, W) pixels in [0, 1] to (B, P, D) image tokens."""
+        return self.tokens(self.frozen(pixels))
+
+
+class ConvStem(nn.Module):
+    """A convolutional network of timm, as a list of stages of which the first may be frozen.
+
+    Batch normalization always uses its stored statistics: those of pretrained weights are better than a small batch's.
+
+    Args:
+        name: timm's name of a network that is a plain sequence of stages, such as ``tf_efficientnet_lite2``.
+        frozen_stages: how many stages, from the first, get no gradient; -1 for all.
+
+    Raises:
+        UsageError: timm has no such model, or it isn't a sequence of stages.
+    """
+
+    def __init__(self, name: str, frozen_stages: int = 0) -> None:
+        super().__init__()
+        model = _timm_model(name).eval()
+        stages: list[tuple[str, nn.Module]] = []
+        for child_name, child in model.named_children():
+            if child_name in ("global_pool", "classifier", "fc", "head", "head_drop"):
+                break
+            parts = child.named_children() if isinstance(child, nn.Sequential) else [("", child)]
+            stages += [(f"{child_name}_{part_name}".rstrip("_"), part) for part_name, part in parts]
+        self.stages = nn.Sequential()
+        for stage_name, stage in stages:
+            self.stages.add_module(stage_name, stage)
+        self.width: int = model.num_features
+        with torch.no_grad():
+            probe = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)
+            try:
+                same = torch.equal(self.stages(probe), model.forward_features(probe))
+            except (RuntimeError, TypeError):
+                same = False
+        if not same:
+            raise UsageError(f"timm's {name!r} is not a plain sequence of stages, so it can't be a hybrid's stem")
+        self.frozen_stages = len(stages) if frozen_stages < 0 else min(frozen_stages, len(stages))
+        self.stages[: self.frozen_stages].requires_grad_(False)
+
+    def train(self, mode: bool = True) -> ConvStem:
+        """Keeps batch normalization on its stored statistics, whatever the mode."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+    def frozen(self, pixels: Tensor) -> Tensor:
+        """Runs the frozen stages on normalized (B, 3, H, W) pixels, a few images at a time on a CPU.
+
+        Early stages have large activations: four images stay within a processor's cache, thirty-two take twice as long.
+        """
+        if not self.frozen_stages:
+            return pixels
+        frozen = self.stages[: self.frozen_stages]
+        with torch.no_grad():
+            if pixels.device.type != "cpu":
+                return frozen(pixels)
+            return torch.cat([frozen(part) for part in pixels.contiguous(memory_format=torch.channels_last).split(4)])
+
+    def forward(self, frozen: Tensor) -> Tensor:
+        """Runs the other stages on what ``frozen`` returned: (B, C, H', W')."""
+        rest = self.stages[self.frozen_stages :]
+        if frozen.device.type != "cpu" or torch.is_grad_enabled():
+            return rest(frozen)
+        return torch.cat([rest(part) for part in frozen.contiguous(memory_format=torch.channels_last).split(4)])
+
+
+class HybridViT(nn.Module):
+    """A convolutional stem whose feature map is the patches of a few transformer blocks (Dosovitskiy et al., 2010.11929).
+
+    Args:
+        stem: the convolutional network.
+        blocks: transformer blocks of width D.
+        width: D.
+        grid: side of the stem's feature map, in patches, that position embeddings are learned for.
+        mean: per-channel mean of the pixels the stem's weights expect.
+        std: per-channel standard deviation likewise.
+        dropout: probability of dropping a unit of the stem's features while training.
+    """
+
+    def __init__(
+        self,
+        stem: ConvStem,
+        blocks: Iterable[Block],
+        width: int,
+        grid: int,
+        mean: Iterable[float],
+        std: Iterable[float],
+        *,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.width = width
+        self.normalize = Normalize(mean, std)
+        self.stem = stem
+        self.dropout = nn.Dropout(dropout)
+        self.project = nn.Linear(stem.width, width)
+        self.positions = nn.Parameter(torch.randn(1, width, grid, grid) * 0.02)
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = nn.LayerNorm(width)
+
+    def frozen(self, pixels: Tensor) -> Tensor:
+        """Maps (B, 3, H, W) pixels in [0, 1] to the feature map of the stem's frozen stages: (B, C, H', W')."""
+        return self.stem.frozen(self.normalize(pixels))
+
+    def tokens(self, frozen: Tensor) -> Tensor:
+        """Maps what ``frozen`` returned to (B, P, D) image tokens; positions are interpolated to other sizes."""
+        features = self.stem(frozen)
+        positions = self.positions
+        if features.shape[-2:] != positions.shape[-2:]:
+            positions = F.interpolate(positions, features.shape[-2:], mode="bicubic")
+        x = self.project(self.dropout(features.flatten(2).transpose(1, 2))) + positions.flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Maps (B, 3, H, W) pixels in [0, 1] to (B, P, D) image tokens."""
+        return self.tokens(self.frozen(pixels))
