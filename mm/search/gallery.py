@@ -1,0 +1,357 @@
+"""The gallery: images that can be found by text, by image, or by the words of their captions."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mm.errors import GalleryError, ImageError, MMError, OptionError
+from mm.search import index as vector_index
+from mm.search.adding import Adder, Pending, as_text, checked_vectors, delete_orphans
+from mm.search.items import AddReport, Embedder, Entry, Hit, Item, Problem, content_hash
+from mm.search.record import RECORD_FILE, Record, RecordedModel
+from mm.search.words import find_words
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+logger = logging.getLogger(__name__)
+
+_INDEX_FOLDER = "index"
+_ROWS_AT_ONCE = 500
+_ITEM_COLUMNS = "id, sha256, uri, captions, metadata, thumbnail"
+
+
+class Gallery:
+    """A directory of indexed images; made with ``Gallery.open``. One object may be used by several threads.
+
+    Args:
+        record: the open database.
+        model: the model for queries and new images, its name, or None for the one recorded.
+    """
+
+    def __init__(self, record: Record, model: Embedder | str | None = None) -> None:
+        self._record = record
+        self._lock = threading.RLock()
+        self._model: Embedder | None = None
+        self._model_name = model if isinstance(model, str) else None
+        self._index: Any = None
+        self._index_stamp: str | None = None
+        if model is not None and not isinstance(model, str):
+            self._adopt(model)
+
+    @classmethod
+    def open(cls, path: str | Path, model: Embedder | str | None = None, create: bool = False) -> Gallery:
+        """Open a gallery.
+
+        Args:
+            path: its directory.
+            model: a loaded model, the name of one, or None for the one that the gallery was built with. A name is
+                loaded when it is first needed, or at once if it isn't the recorded one.
+            create: make a new gallery when there is none.
+
+        Raises:
+            GalleryError: when there is no gallery, it can't be used, or another model built it.
+            OutputError: when a new one can't be written.
+        """
+        path = Path(path)
+        if create and isinstance(model, str) and not (path / RECORD_FILE).exists():
+            model = _load(model)  # an unknown name leaves no empty gallery behind
+        record = Record(path, create)
+        try:
+            gallery = cls(record, model)
+            recorded = gallery.model
+            if isinstance(model, str) and recorded and recorded.name != model:
+                gallery._embedder()
+            return gallery
+        except BaseException:
+            record.close()
+            raise
+
+    @property
+    def path(self) -> Path:
+        """The gallery's directory."""
+        return self._record.folder
+
+    @property
+    def model(self) -> RecordedModel | None:
+        """The model whose vectors are recorded; None as long as there are none."""
+        with self._guarded():
+            return self._record.model()
+
+    def add(
+        self,
+        items: Iterable[Entry | tuple[Any, ...]],
+        batch_size: int = 32,
+        progress: Callable[[AddReport], None] | None = None,
+        on_reject: Callable[[Entry, ImageError], None] | None = None,
+    ) -> AddReport:
+        """Add images, embedding only contents that the gallery doesn't hold yet.
+
+        Each batch is one transaction: an interruption at any moment loses at most the batch in flight. A known content
+        at a new uri is not embedded again; an image whose uri another content takes, and that has no other, leaves.
+
+        Args:
+            items: ``Entry`` values, or plain tuples (bytes, image, uri, captions, metadata).
+            batch_size: entries embedded and committed together.
+            progress: is told the counts so far after each batch.
+            on_reject: is told of each entry whose image can't be decoded; when None, the error is raised.
+
+        Returns:
+            How many entries were added, updated, unchanged and rejected.
+
+        Raises:
+            OptionError: when ``batch_size`` is less than 1.
+            GalleryError: when another model built the gallery.
+            OutputError: when the gallery can't be written.
+            DataError: for an entry that can't be recorded.
+        """
+        if batch_size < 1:
+            raise OptionError(f"batch_size must be at least 1, not {batch_size}")
+        adder = Adder(self._record, self._embedder, on_reject)
+        report = AddReport()
+        batch: list[Pending] = []
+
+        def write() -> None:
+            nonlocal report
+            with self._lock:
+                report += adder.write(batch)
+            batch.clear()
+            if progress is not None:
+                progress(report)
+
+        with self._guarded(), self._record.transaction():  # refuses at once what can't be written later
+            pass
+        for item in items:
+            entry = Entry(*item)
+            batch.append(Pending.of(entry._replace(data=b""), content_hash(entry.data)))
+            if len(batch) >= batch_size:
+                write()
+        if batch:
+            write()
+        return report
+
+    def remove(self, uri: str) -> bool:
+        """Forget a uri, and its image when no other uri leads to it; return whether the uri was known.
+
+        Raises:
+            OutputError: when the gallery can't be written.
+        """
+        uri = as_text(uri)
+        with self._guarded(), self._record.transaction():
+            run = self._record.connection.execute
+            row = run("SELECT image FROM location WHERE uri = ?", (uri,)).fetchone()
+            if row is None:
+                return False
+            run("DELETE FROM location WHERE uri = ?", (uri,))
+            if delete_orphans(self._record, {row[0]}):
+                self._record.change_stamp()
+            return True
+
+    def search(self, text: str | None = None, k: int = 10, image: Image | None = None) -> list[Hit]:
+        """Find the images nearest to a text, to an image, or to both.
+
+        Args:
+            text: what the image shows.
+            k: number of results at most.
+            image: an example; with a text, the query is the mean of both unit vectors.
+
+        Returns:
+            The best first; scores are cosine similarities (with both, the mean of the two).
+
+        Raises:
+            OptionError: without text and image, or when k is less than 1.
+            GalleryError: when another model built the gallery, or its model can't be loaded.
+        """
+        _check_k(k)
+        if image is None and not (text and text.strip()):
+            raise OptionError("nothing to search for: give a text, an image, or both")
+        with self._guarded():
+            if self._record.model() is None:
+                return []
+            query = self._query(text, image)
+            with self._record.reading():
+                scores, rows = vector_index.search(self._current_index(), query[None], k)
+                return self._hits(list(zip(rows[0].tolist(), scores[0].tolist(), strict=True)))
+
+    def text_search(self, words: str, k: int = 10) -> list[Hit]:
+        """Find images by the words of their captions, in English or Chinese; needs no model.
+
+        Args:
+            words: images with more of them, and rarer ones, come first (BM25); punctuation is ignored.
+            k: number of results at most.
+
+        Raises:
+            OptionError: when k is less than 1.
+        """
+        _check_k(k)
+        with self._guarded(), self._record.reading():
+            return self._hits(find_words(self._record.connection, as_text(words), k))
+
+    def items(self) -> Iterator[Item]:
+        """Go through all images in the order they were added; images added meanwhile may be included."""
+        last = 0
+        query = f"SELECT {_ITEM_COLUMNS} FROM image WHERE id > ? ORDER BY id LIMIT {_ROWS_AT_ONCE}"
+        while True:
+            with self._guarded():
+                rows = self._record.connection.execute(query, (last,)).fetchall()
+            if not rows:
+                return
+            yield from (Item(**_item_values(row)) for row in rows)
+            last = rows[-1][0]
+
+    def uris(self) -> list[str]:
+        """Return every known uri, sorted; an image may have several."""
+        with self._guarded():
+            return [uri for (uri,) in self._record.connection.execute("SELECT uri FROM location ORDER BY uri")]
+
+    def verify(self) -> list[Problem]:
+        """Check the whole record; rows with a damaged vector are left out of searches until added again."""
+        with self._guarded(), self._record.reading():
+            run = self._record.connection.execute
+            found = [Problem("", "", text) for (text,) in run("PRAGMA quick_check") if text != "ok"]
+            dimension = self._dimension()
+            for sha256, uri, vector, crc in run("SELECT sha256, uri, vector, vector_crc32 FROM image ORDER BY id"):
+                if fault := _vector_fault(vector, crc, dimension):
+                    found.append(Problem(sha256, uri, fault))
+            return found
+
+    def close(self) -> None:
+        """Close the database; the gallery can't be used after that."""
+        with self._lock:
+            self._record.close()
+            self._index = None
+
+    def __len__(self) -> int:
+        with self._guarded():
+            return int(self._record.connection.execute("SELECT count(*) FROM image").fetchone()[0])
+
+    def __contains__(self, sha256: object) -> bool:
+        with self._guarded():
+            found = self._record.connection.execute("SELECT 1 FROM image WHERE sha256 = ?", (str(sha256),)).fetchone()
+            return found is not None
+
+    def __enter__(self) -> Gallery:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        with self._lock, self._record.guard():
+            yield
+
+    def _embedder(self) -> Embedder:
+        """Return the model, loading it on first use."""
+        if self._model is None:
+            recorded = self._record.model()
+            name = self._model_name or (recorded.name if recorded else None)
+            if name is None:
+                raise GalleryError(f"the gallery {self.path} is new: say which model shall embed its images")
+            try:
+                loaded = _load(name)
+            except MMError as error:
+                if self._model_name is not None:
+                    raise
+                raise GalleryError(
+                    f"the gallery {self.path} was built with {name}, which can't be loaded: {error}"
+                ) from error
+            self._adopt(loaded)
+            return loaded
+        return self._model
+
+    def _adopt(self, model: Embedder) -> None:
+        with self._guarded():
+            self._record.check_model(RecordedModel.of(model))
+        self._model = model
+
+    def _query(self, text: str | None, image: Image | None) -> np.ndarray:
+        """Return the query vector (E,)."""
+        model = self._embedder()
+        parts = []
+        if text and text.strip():
+            parts.append(checked_vectors(model.embed_text([text]), 1, model)[0])
+        if image is not None:
+            parts.append(checked_vectors(model.embed_images([image]), 1, model)[0])
+        return np.mean(parts, axis=0)
+
+    def _dimension(self) -> int:
+        recorded = self._record.model()
+        return recorded.dimension if recorded else 0
+
+    def _current_index(self) -> Any:
+        """Return the index of the record's present state, inside a read transaction."""
+        stamp = self._record.stamp()
+        if self._index is None or self._index_stamp != stamp:
+            folder = self.path / _INDEX_FOLDER
+            index = vector_index.load_index(folder, stamp)
+            if index is None:
+                index = vector_index.build_index(*self._vectors())
+                try:
+                    vector_index.save_index(folder, index, stamp)
+                except OSError as error:  # it is only a copy: searching goes on from memory
+                    logger.info("the index in %s couldn't be written: %s", folder, error)
+            self._index, self._index_stamp = index, stamp
+        return self._index
+
+    def _vectors(self) -> tuple[np.ndarray, np.ndarray]:
+        """Read all undamaged vectors (n, E) with their row numbers (n,)."""
+        dimension = self._dimension()
+        ids: list[int] = []
+        data = bytearray()
+        for row, uri, vector, crc in self._record.connection.execute("SELECT id, uri, vector, vector_crc32 FROM image"):
+            if fault := _vector_fault(vector, crc, dimension):
+                logger.warning("%s is left out of the search: %s; index it again", uri, fault)
+                continue
+            ids.append(row)
+            data += vector
+        return np.frombuffer(data, dtype="<f4").reshape(len(ids), dimension), np.array(ids, dtype=np.int64)
+
+    def _hits(self, scored: Sequence[tuple[int, float]]) -> list[Hit]:
+        """Turn row numbers with scores into results, in the same order."""
+        found: dict[int, dict[str, Any]] = {}
+        for start in range(0, len(scored), _ROWS_AT_ONCE):
+            part = [row for row, _ in scored[start : start + _ROWS_AT_ONCE]]
+            marks = ", ".join("?" * len(part))
+            query = f"SELECT {_ITEM_COLUMNS} FROM image WHERE id IN ({marks})"
+            found.update((values[0], _item_values(values)) for values in self._record.connection.execute(query, part))
+        kept = [(found[row], score) for row, score in scored if row in found]
+        return [Hit(**values, score=score, rank=rank) for rank, (values, score) in enumerate(kept, start=1)]
+
+
+def _item_values(row: tuple[Any, ...]) -> dict[str, Any]:
+    _, sha256, uri, captions, metadata, thumbnail = row
+    values = {"captions": json.loads(captions), "metadata": json.loads(metadata)}
+    return {"sha256": sha256, "uri": uri, "thumbnail": thumbnail, **values}
+
+
+def _vector_fault(vector: object, crc: int, dimension: int) -> str | None:
+    if not isinstance(vector, bytes) or len(vector) != 4 * dimension:
+        return "its vector has the wrong length"
+    if zlib.crc32(vector) != crc:
+        return "its vector doesn't match its checksum"
+    return None
+
+
+def _load(name: str) -> Embedder:
+    from importlib import import_module
+
+    model: Embedder = import_module("mm").load(name)
+    return model
+
+
+def _check_k(k: int) -> None:
+    if k < 1:
+        raise OptionError(f"k must be at least 1, not {k}")
