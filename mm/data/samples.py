@@ -1,0 +1,191 @@
+"""Samples, rejections, the tally of both, and how captions are read from the files beside an image."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from mm.errors import DataError
+
+_LANGUAGE_KEY = re.compile(r"captions_([a-z]{2,3}(?:[-_][A-Za-z0-9]+)*)")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image, still encoded, with its captions and metadata.
+
+    Args:
+        key: name within its shard or folder.
+        source: where it came from, for messages: ``photos/a.jpg`` or ``shards/x.tar/a.jpg``.
+        image: the bytes of the image file.
+        captions: captions by language (``en``, ``zh``); a language without captions is absent.
+        metadata: everything else that the sample's JSON file held.
+    """
+
+    key: str
+    source: str
+    image: bytes = field(repr=False)
+    captions: dict[str, list[str]] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A sample, or the unreadable part of a shard, that can't be used.
+
+    Args:
+        source: the shard or file.
+        key: the sample within it, or ``""`` where no single sample is meant.
+        reason: a few words that are the same for all rejections of this kind.
+        detail: one line about this one.
+        samples: how many samples were lost. 1 for a sample; for a damaged shard with a manifest, the
+            number that the manifest promises and that couldn't be read (0 where all of them could).
+    """
+
+    source: str
+    key: str
+    reason: str
+    detail: str = ""
+    samples: int = 1
+
+    @classmethod
+    def of(cls, error: DataError, source: str, key: str = "", samples: int = 1) -> Rejection:
+        """The rejection that an error stands for."""
+        return cls(source, key, error.reason, str(error), samples)
+
+
+@dataclass
+class Tally:
+    """Counts what was used and what was rejected, so that nothing is lost silently.
+
+    ``seen`` is always ``used`` plus ``rejected``: the samples that rejections stand for.
+    """
+
+    used: int = 0
+    rejections: list[Rejection] = field(default_factory=list)
+
+    @property
+    def rejected(self) -> int:
+        """How many samples were rejected."""
+        return sum(rejection.samples for rejection in self.rejections)
+
+    @property
+    def seen(self) -> int:
+        """How many samples there were: used and rejected."""
+        return self.used + self.rejected
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was rejected."""
+        return not self.rejections
+
+    def use(self, count: int = 1) -> None:
+        """Counts samples that were used."""
+        self.used += count
+
+    def reject(self, rejection: Rejection) -> None:
+        """Counts and keeps a rejection."""
+        self.rejections.append(rejection)
+
+    def by_reason(self) -> dict[str, int]:
+        """How many rejections there were of each reason, most frequent first."""
+        return dict(Counter(rejection.reason for rejection in self.rejections).most_common())
+
+    def accept(self, items: Iterable[Sample | Rejection]) -> Iterator[Sample]:
+        """Passes samples on, counting each as used once it has been dealt with, and keeps the rejections.
+
+        Args:
+            items: what a reader yields.
+        """
+        for item in items:
+            if isinstance(item, Rejection):
+                self.reject(item)
+                continue
+            rejections = len(self.rejections)
+            yield item
+            if len(self.rejections) == rejections:
+                self.use()
+
+
+def parse_captions(
+    text: bytes | None, document: bytes | None, name: str
+) -> tuple[dict[str, list[str]], dict[str, Any]]:
+    """Reads captions and metadata from the files beside an image.
+
+    The JSON file's ``captions`` (English) and ``captions_<language>`` win over the text file, which holds one
+    English caption. Everything else in the JSON file is metadata. Empty captions are dropped.
+
+    Args:
+        text: content of ``key.txt``, or None where there is none.
+        document: content of ``key.json``, or None where there is none.
+        name: the sample, for messages.
+
+    Returns:
+        Captions by language, and metadata.
+
+    Raises:
+        DataError: a file isn't UTF-8, isn't JSON, or holds something other than lists of strings.
+    """
+    captions: dict[str, list[str]] = {}
+    metadata: dict[str, Any] = {}
+    if document is not None:
+        for field_name, value in _json_object(document, name).items():
+            match = _LANGUAGE_KEY.fullmatch(field_name)
+            if field_name == "captions" or match:
+                language = match.group(1) if match else "en"
+                captions.setdefault(language, []).extend(_caption_list(value, field_name, name))
+            else:
+                metadata[field_name] = value
+        captions = {language: texts for language, texts in captions.items() if texts}
+    if not captions and text is not None:
+        caption = _decode(text, f"{name}.txt").strip()
+        if caption:
+            captions["en"] = [caption]
+    return captions, metadata
+
+
+def caption_document(sample: Sample) -> bytes:
+    """The JSON file of a sample: what ``parse_captions`` reads back as the same captions and metadata."""
+    document: dict[str, Any] = {"captions": sample.captions.get("en", [])}
+    for language, texts in sample.captions.items():
+        if language != "en":
+            document[f"captions_{language}"] = texts
+    document.update(sample.metadata)
+    return json.dumps(document, ensure_ascii=False).encode("utf-8")
+
+
+def _decode(data: bytes, name: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{name}: the caption isn't UTF-8 (byte {error.start}); save it as UTF-8", "caption is not UTF-8"
+        ) from None
+
+
+def _json_object(data: bytes, name: str) -> dict[str, Any]:
+    try:
+        document = json.loads(_decode(data, f"{name}.json"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{name}.json: isn't valid JSON: {error}", "caption file is not JSON") from None
+    if not isinstance(document, dict):
+        raise DataError(
+            f'{name}.json: holds a {type(document).__name__}, expected an object like {{"captions": ["..."]}}',
+            "caption file is not a JSON object",
+        )
+    return document
+
+
+def _caption_list(value: Any, field_name: str, name: str) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise DataError(f"{name}.json: {field_name!r} must be a list of strings", "captions are not a list of strings")
+    texts = [text.strip() for text in value]
+    try:
+        "".join(texts).encode("utf-8")
+    except UnicodeEncodeError:
+        raise DataError(f"{name}.json: {field_name!r} holds half a surrogate pair", "caption is not UTF-8") from None
+    return [text for text in texts if text]
