@@ -98,8 +98,8 @@ class Adder:
         for _ in range(_ATTEMPTS):
             with self.record.guard():
                 known = self._sound(batch)
-            missing = {item.sha256: item for item in batch if item.sha256 not in known | prepared.keys()}
-            failed = self._prepare(list(missing.values()), prepared)
+            missing = [item for item in batch if item.sha256 not in known | prepared.keys()]
+            failed = self._prepare(missing, prepared)
             rejected += sum(item.sha256 in failed for item in batch)
             batch = [item for item in batch if item.sha256 not in failed]
             try:
@@ -121,8 +121,10 @@ class Adder:
     def _prepare(self, items: Sequence[Pending], prepared: dict[str, _Prepared]) -> set[str]:
         """Embed images, a bounded number of decoded pixels at a time; return those that can't be decoded."""
         failed: set[str] = set()
-        waiting: list[tuple[str, Image]] = []
+        waiting: dict[str, Image] = {}
         for item in items:
+            if item.sha256 in waiting or item.sha256 in prepared:
+                continue
             try:
                 image = item.entry.image() if callable(item.entry.image) else item.entry.image
             except ImageError as error:
@@ -131,19 +133,19 @@ class Adder:
                 self.on_reject(item.entry, error)
                 failed.add(item.sha256)
                 continue
-            waiting.append((item.sha256, image))
-            if sum(image.width * image.height for _, image in waiting) > _PIXELS_AT_ONCE:
+            waiting[item.sha256] = image
+            if sum(image.width * image.height for image in waiting.values()) > _PIXELS_AT_ONCE:
                 self._embed(waiting, prepared)
-                waiting = []
+                waiting = {}
         self._embed(waiting, prepared)
         return failed
 
-    def _embed(self, waiting: Sequence[tuple[str, Image]], prepared: dict[str, _Prepared]) -> None:
+    def _embed(self, waiting: Mapping[str, Image], prepared: dict[str, _Prepared]) -> None:
         if not waiting:
             return
         model = self.model()
-        vectors = checked_vectors(model.embed_images([image for _, image in waiting]), len(waiting), model)
-        for (sha256, image), vector in zip(waiting, vectors, strict=True):
+        vectors = checked_vectors(model.embed_images(list(waiting.values())), len(waiting), model)
+        for (sha256, image), vector in zip(waiting.items(), vectors, strict=True):
             prepared[sha256] = _Prepared(vector.tobytes(), make_thumbnail(image))
 
     def _commit(self, batch: Sequence[Pending], prepared: Mapping[str, _Prepared]) -> AddReport:

@@ -152,7 +152,15 @@ class Record:
         try:
             yield
         except sqlite3.Error as error:
-            raise _explain(self.folder, error) from error
+            raise _explain(self.folder, error, self._kept()) from error
+
+    def _kept(self) -> str:
+        """Say how many images are safe, as far as that can be found out."""
+        try:
+            count = self.connection.execute("SELECT count(*) FROM image").fetchone()[0]
+        except (sqlite3.Error, AttributeError):
+            return "what was added before is kept"
+        return f"the {count} images added before are kept" if count != 1 else "the 1 image added before is kept"
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -247,15 +255,15 @@ def _check_folder(folder: Path, create: bool) -> None:
         raise OutputError(f"the gallery {folder} can't be made: the folder is not writable")
 
 
-def _explain(folder: Path, error: sqlite3.Error) -> MMError:
+def _explain(folder: Path, error: sqlite3.Error, kept: str) -> MMError:
     code = getattr(error, "sqlite_errorcode", None)
     primary = code & 0xFF if code is not None else None
     if primary == sqlite3.SQLITE_FULL:
-        return OutputError(
-            f"no space left for the gallery {folder}: what was added before is kept; free space, run again"
-        )
-    if primary in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PERM):
-        return OutputError(f"the gallery {folder} can't be written: {error}")
+        return OutputError(f"no space left for the gallery {folder}: {kept}; free some space and run again")
+    if primary in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
+        return OutputError(f"the gallery {folder} can't be written ({error}): make it writable")
+    if primary == sqlite3.SQLITE_IOERR:
+        return OutputError(f"the disk failed under the gallery {folder} ({error}): {kept}; check the disk")
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return GalleryError(f"the gallery {folder} is being written by another process: try again when it is done")
     if primary == sqlite3.SQLITE_CANTOPEN:

@@ -28,7 +28,7 @@ h3 { font-size: 1rem; margin: 0; }
 .lead { color: var(--soft); margin: 0 0 1.75rem; }
 .lead strong { color: var(--ink); font-weight: 600; }
 .grid { display: grid; gap: 1.1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 250px), 1fr)); }
-.strip { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); }
+.strip { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fill, minmax(min(46%, 210px), 1fr)); }
 .card { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 12px; overflow: hidden; }
 .frame { position: relative; aspect-ratio: 4 / 3; background: var(--well); }
 .frame img { position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; display: block; }
@@ -36,6 +36,7 @@ h3 { font-size: 1rem; margin: 0; }
 .strip .body { padding: .5rem .65rem .6rem; }
 .name { display: flex; gap: .6rem; justify-content: space-between; align-items: baseline; color: var(--soft);
   font-size: .82rem; }
+.name span:first-child { min-width: 0; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .rank { font-weight: 650; color: var(--accent); }
 .number { font-variant-numeric: tabular-nums; color: var(--soft); font-size: .82rem; white-space: nowrap; }
 ul.captions { list-style: none; margin: .55rem 0 0; padding: 0; display: grid; gap: .5rem; }
