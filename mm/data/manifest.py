@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mm.data.samples import Rejection
 from mm.data.tar import groups
 from mm.errors import DataError, OutputError, ShardError, UsageError
 
@@ -181,6 +182,30 @@ def find_entry(path: Path) -> ManifestEntry | None:
     return next((entry for entry in Manifest.read(path.parent).shards if entry.path == path), None)
 
 
+def list_shards(folder: Path) -> tuple[list[tuple[Path, ManifestEntry | None]], list[Rejection]]:
+    """The shards of a folder, each with what the manifest says about it, if anything.
+
+    Args:
+        folder: it may hold no shards at all.
+
+    Returns:
+        The manifest's shards in its order, missing ones too, then the other ``.tar`` files of the folder; and
+        what is wrong with the manifest.
+    """
+    listed: list[ManifestEntry] = []
+    problems: list[Rejection] = []
+    index = folder / MANIFEST_NAME
+    if is_manifest(index):
+        try:
+            listed = Manifest.read(index).shards
+        except DataError as error:
+            problems.append(Rejection.of(error, str(index), samples=0))
+    known = {entry.path for entry in listed}
+    others = [path for path in _find_tars(folder) if path not in known]
+    shards: list[tuple[Path, ManifestEntry | None]] = [(entry.path, entry) for entry in listed]
+    return shards + [(path, None) for path in others], problems
+
+
 def is_manifest(path: Path) -> bool:
     """Whether a file is meant as a shard index: one that says so, or that can't be read as JSON at all."""
     if not path.is_file():
@@ -236,8 +261,16 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def _find_tars(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() == ".tar" and not path.name.startswith(".") and path.is_file()
+    )
+
+
 def _tars(folder: Path) -> list[Path]:
-    paths = sorted(path for path in folder.glob("*.tar") if path.is_file() and not path.name.startswith("."))
+    paths = _find_tars(folder)
     if not paths:
         raise UsageError(f"{folder}: holds no .tar shards; `mm shards make` makes them from images")
     return paths

@@ -11,7 +11,14 @@ from typing import Any
 
 from mm.errors import DataError
 
-_LANGUAGE_KEY = re.compile(r"captions_([a-z]{2,3}(?:[-_][A-Za-z0-9]+)*)")
+_LANGUAGE_KEY = re.compile(r"captions_([a-z]{2,3}(?:[-_][A-Za-z0-9]+)*)", re.ASCII)
+
+
+def printable(name: str) -> str:
+    """A name on one line: characters that don't print are written as escapes."""
+    if name.isprintable():
+        return name
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in name)
 
 
 @dataclass(frozen=True)
@@ -149,13 +156,27 @@ def parse_captions(
 
 
 def caption_document(sample: Sample) -> bytes:
-    """The JSON file of a sample: what ``parse_captions`` reads back as the same captions and metadata."""
-    document: dict[str, Any] = {"captions": sample.captions.get("en", [])}
+    """The JSON file of a sample: what ``parse_captions`` reads back as the same captions and metadata.
+
+    Raises:
+        DataError: the captions or metadata can't be written as JSON.
+    """
+    document = dict(sample.metadata)
+    document["captions"] = sample.captions.get("en", [])
     for language, texts in sample.captions.items():
+        name = f"captions_{language}"
+        if not _LANGUAGE_KEY.fullmatch(name):
+            raise DataError(
+                f"{sample.source}: {language!r} isn't a language code like 'en' or 'zh'", "unknown caption language"
+            )
         if language != "en":
-            document[f"captions_{language}"] = texts
-    document.update(sample.metadata)
-    return json.dumps(document, ensure_ascii=False).encode("utf-8")
+            document[name] = texts
+    try:
+        return json.dumps(document, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise DataError(f"{sample.source}: a caption isn't valid Unicode", "caption is not UTF-8") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DataError(f"{sample.source}: the metadata isn't JSON: {error}", "metadata is not JSON") from error
 
 
 def _decode(data: bytes, name: str) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from mm.data.samples import printable
 from mm.errors import ShardError
 
 IMAGE_SUFFIXES = frozenset(
@@ -161,7 +162,7 @@ def _walk(file: BinaryIO, path: str) -> Iterator[Member]:
         else:
             pax = defaults | extended
             extended = {}
-            name = _printable(pax.get("path", name))
+            name = printable(pax.get("path", name))
             if "size" in pax:
                 size = _pax_size(pax["size"], position, path)
             regular = kind in _REGULAR
@@ -201,13 +202,6 @@ def _number(digits: bytes) -> int | None:
 
 def _text(raw: bytes) -> str:
     return raw.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
-
-
-def _printable(name: str) -> str:
-    """A name on one line: characters that don't print are written as escapes."""
-    if name.isprintable():
-        return name
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in name)
 
 
 def _pax_records(content: bytes, position: int, path: str) -> dict[str, str]:

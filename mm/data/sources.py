@@ -1,0 +1,224 @@
+"""Images from whatever was named: files, folders and shards."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mm.data.images import read_image_bytes
+from mm.data.manifest import MANIFEST_NAME, ManifestEntry, find_entry, list_shards
+from mm.data.reading import read_shard
+from mm.data.samples import Rejection, Sample, parse_captions, printable
+from mm.data.tar import IMAGE_SUFFIXES
+from mm.errors import DataError, UsageError
+
+
+@dataclass(frozen=True)
+class Source:
+    """One image file or shard to read.
+
+    Args:
+        path: the file.
+        key: the image's name; for a shard, its own.
+        expected: what a manifest says about a shard.
+        problem: why nothing can be read here, found while looking.
+    """
+
+    path: Path
+    key: str
+    expected: ManifestEntry | None = None
+    problem: Rejection | None = None
+
+    @property
+    def is_shard(self) -> bool:
+        """Whether it is a tar."""
+        return is_shard(self.path)
+
+    @property
+    def count(self) -> int | None:
+        """The number of images, or None where it isn't known without reading the shard."""
+        if self.problem is not None:
+            return 0
+        if not self.is_shard:
+            return 1
+        return self.expected.nsamples if self.expected is not None else None
+
+
+def resolve_sources(paths: Sequence[str | Path]) -> list[Source]:
+    """Finds everything that paths stand for, before any of it is read.
+
+    Folders are searched with all their subfolders, in order of names; hidden files are left out.
+
+    Args:
+        paths: image files, ``.tar`` shards, and folders of both.
+
+    Returns:
+        Each file once.
+
+    Raises:
+        UsageError: no paths; or one that doesn't exist, isn't a file or folder, or is a folder without images.
+    """
+    if not paths:
+        raise UsageError("no images were named; give image files, folders or .tar shards")
+    sources: dict[Path, Source] = {}
+    for path in map(Path, paths):
+        for source in _resolve(path):
+            sources.setdefault(source.path.absolute(), source)
+    return list(sources.values())
+
+
+def count_images(sources: Iterable[Source]) -> int | None:
+    """How many images there are, or None where a shard without a manifest would have to be read for it."""
+    total = 0
+    for source in sources:
+        count = source.count
+        if count is None:
+            return None
+        total += count
+    return total
+
+
+def iter_images(
+    sources: Sequence[str | Path] | Sequence[Source], captions: bool = False
+) -> Iterator[Sample | Rejection]:
+    """Reads images without decoding them.
+
+    Args:
+        sources: paths, or what ``resolve_sources`` made of them.
+        captions: whether captions are needed: those beside image files are read, and an image without any is
+            rejected. Captions in shards are read in any case.
+
+    Raises:
+        UsageError: as ``resolve_sources`` does, at once.
+    """
+    resolved = [source for source in sources if isinstance(source, Source)]
+    if len(resolved) != len(sources) or not sources:
+        resolved = resolve_sources([source for source in sources if not isinstance(source, Source)])
+    return _read_all(resolved, captions)
+
+
+def read_image_file(path: Path, key: str, captions: bool = True, required: bool = False) -> Sample | Rejection:
+    """Reads an image file and the caption files beside it, ``name.txt`` and ``name.json``.
+
+    Args:
+        path: the image file.
+        key: the sample's key.
+        captions: whether to read captions.
+        required: whether an image without captions is rejected.
+    """
+    source = printable(str(path))
+    try:
+        image = read_image_bytes(path)
+        if not captions:
+            return Sample(key, source, image)
+        texts, metadata = parse_captions(
+            _beside(path, ".txt"), _beside(path, ".json"), printable(str(path.with_suffix("")))
+        )
+        if required and not texts:
+            raise DataError(f"{source}: has no caption; put it in {printable(path.stem)}.txt", "missing caption")
+        return Sample(key, source, image, texts, metadata)
+    except UsageError as error:
+        return Rejection(source, key, "missing file", str(error))
+    except DataError as error:
+        return Rejection.of(error, source, key)
+
+
+def find_images(folder: Path) -> list[Source]:
+    """Image files in a folder and its subfolders, by suffix, in order of names; hidden ones are left out."""
+    return [source for source in _search(folder) if not source.is_shard]
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file's suffix is an image's."""
+    return path.suffix[1:].lower() in IMAGE_SUFFIXES
+
+
+def is_shard(path: Path) -> bool:
+    """Whether a file's suffix is a shard's."""
+    return path.suffix.lower() == ".tar"
+
+
+def _resolve(path: Path) -> list[Source]:
+    name = printable(str(path))
+    try:
+        is_folder, is_file, exists = path.is_dir(), path.is_file(), path.exists()
+    except OSError as error:
+        raise UsageError(f"{name}: can't be read: {error.strerror}") from error
+    if not exists:
+        raise UsageError(f"{name}: doesn't exist; check the path")
+    if is_folder:
+        found = list(_search(path))
+        if all(source.problem is not None for source in found):
+            problems = [source.problem.detail for source in found if source.problem is not None]
+            raise UsageError(
+                problems[0] if problems else f"{name}: holds no images or .tar shards; name another folder"
+            )
+        return found
+    if not is_file:
+        raise UsageError(f"{name}: isn't a file or folder; give image files, folders or .tar shards")
+    return _shard(path) if is_shard(path) else [Source(path, printable(path.stem))]
+
+
+def _search(folder: Path) -> Iterator[Source]:
+    problems: list[Rejection] = []
+    listed: set[Path] = set()
+    for subfolder, names in _folders(folder, problems):
+        shards, wrong = list_shards(subfolder)
+        problems += wrong
+        for path, expected in shards:
+            if path not in listed:
+                listed.add(path)
+                yield Source(path, printable(path.stem), expected)
+        for path in (subfolder / name for name in names):
+            if is_image(path) and path.is_file():
+                yield Source(path, _key(path, folder))
+    for problem in problems:
+        yield Source(Path(problem.source), "", problem=problem)
+
+
+def _folders(folder: Path, problems: list[Rejection]) -> Iterator[tuple[Path, list[str]]]:
+    """A folder and its subfolders, each with its files, in order of names, without hidden ones."""
+
+    def unreadable(error: OSError) -> None:
+        source = printable(str(error.filename))
+        problems.append(Rejection(source, "", "unreadable folder", f"{source}: can't be read: {error.strerror}", 0))
+
+    for path, folders, names in os.walk(folder, onerror=unreadable):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield Path(path), sorted(name for name in names if not name.startswith("."))
+
+
+def _key(path: Path, folder: Path) -> str:
+    return printable(path.relative_to(folder).with_suffix("").as_posix())
+
+
+def _shard(path: Path) -> list[Source]:
+    key = printable(path.stem)
+    try:
+        return [Source(path, key, find_entry(path))]
+    except DataError as error:
+        problem = Rejection.of(error, str(path.parent / MANIFEST_NAME), samples=0)
+        return [Source(path.parent / MANIFEST_NAME, "", problem=problem), Source(path, key)]
+
+
+def _read_all(sources: list[Source], captions: bool) -> Iterator[Sample | Rejection]:
+    for source in sources:
+        if source.problem is not None:
+            yield source.problem
+        elif source.is_shard:
+            yield from read_shard(source.path, source.expected, captions)
+        else:
+            yield read_image_file(source.path, source.key, captions, required=captions)
+
+
+def _beside(path: Path, suffix: str) -> bytes | None:
+    """The content of the caption file beside an image, or None where there is none."""
+    beside = path.with_suffix(suffix)
+    try:
+        return beside.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DataError(f"{printable(str(beside))}: can't be read: {error.strerror}", "unreadable file") from error
