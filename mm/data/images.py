@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from io import BytesIO
 from pathlib import Path
 
@@ -124,14 +125,17 @@ def read_image_bytes(path: str | Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> 
     """
     path = Path(path)
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError(f"{path}: isn't a file", UNREADABLE)
+        size = status.st_size
         if size > 16 * max_pixels + (1 << 26):
             raise ImageError(f"{path}: {size:,} bytes are more than {max_pixels:,} pixels take", TOO_MANY_PIXELS)
         return path.read_bytes()
     except FileNotFoundError:
         raise UsageError(f"{path}: doesn't exist") from None
-    except OSError as error:
-        raise ImageError(f"{path}: can't be read: {error.strerror}", UNREADABLE) from error
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{path}: can't be read: {error}", UNREADABLE) from error
 
 
 def sniff_format(data: bytes) -> str | None:
@@ -164,10 +168,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, layer).convert("RGB")
-    rgb = image.convert("RGB")
-    # A plain image: not the file object, without metadata.
-    return Image.frombytes("RGB", rgb.size, rgb.tobytes()) if isinstance(rgb, ImageFile.ImageFile) else rgb
+        rgb = Image.alpha_composite(white, layer).convert("RGB")
+    else:
+        rgb = image.convert("RGB")
+    rgb.info = {}  # the orientation in it has been applied
+    return rgb
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
@@ -180,7 +185,9 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     else:
         full = 65535.0 if largest <= 65535 else float(2**31 - 1)
     scale = 255.0 / full
-    return wide.point(lambda value: value * scale + 0.5).convert("L")
+    grey = wide.point(lambda value: value * scale + 0.5).convert("L")
+    grey.info.pop("transparency", None)  # a 16-bit value, which no longer fits
+    return grey
 
 
 def _failure(error: Exception, data: bytes, name: str, image_format: str | None) -> ImageError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,7 +71,7 @@ class MadeSamples:
 
     def _from_row(self, image: str, row: _Row) -> Sample | Rejection:
         path = self._path.parent / image
-        source, key = printable(str(path)), printable(Path(image).with_suffix("").as_posix())
+        source, key = printable(str(path)), printable(os.path.splitext(image)[0])  # noqa: PTH122 (any text)
         try:
             if row.problem is not None:
                 raise row.problem

@@ -115,7 +115,7 @@ class Manifest:
 
     @classmethod
     def _of_folder(cls, folder: Path) -> Manifest:
-        if (folder / MANIFEST_NAME).exists():
+        if is_manifest(folder / MANIFEST_NAME):
             return cls.read(folder)
         return cls([_count(path) for path in _tars(folder)])
 

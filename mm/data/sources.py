@@ -152,9 +152,7 @@ def _resolve(path: Path) -> list[Source]:
         found = list(_search(path))
         if all(source.problem is not None for source in found):
             problems = [source.problem.detail for source in found if source.problem is not None]
-            raise UsageError(
-                problems[0] if problems else f"{name}: holds no images or .tar shards; name another folder"
-            )
+            raise UsageError(problems[0] if problems else f"{name}: holds no images or .tar shards")
         return found
     if not is_file:
         raise UsageError(f"{name}: isn't a file or folder; give image files, folders or .tar shards")

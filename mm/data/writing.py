@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -29,8 +30,8 @@ def write_shards(
 ) -> Manifest:
     """Writes samples to ``prefix-000000.tar`` and so on, and then ``manifest.json``.
 
-    Each shard gets its name when it is complete and on disk. If writing or reading stops early, the shards finished so far
-    are kept, with a manifest. The same samples give the same bytes. A key that occurred before gets a number.
+    Each shard gets its name when it is complete and on disk. If writing or reading stops early, the shards finished
+    so far are kept, with a manifest. The same samples give the same bytes. A key that occurred before gets a number.
 
     Args:
         samples: what to write.
@@ -79,9 +80,10 @@ def write_shards(
             raise DataError(f"{out}: no sample was left to write", "no samples")
         manifest = Manifest(writer.finished)
         manifest.write(out)
-    except OSError as error:
+    except (OSError, OutputError) as error:
         writer.abandon()
-        raise ShardError(f"{writer.name}: {error.strerror or error}; {_keep(writer, out)}", "write failed") from error
+        what = f"{out / writer.name}: {error.strerror or error}" if isinstance(error, OSError) else str(error)
+        raise ShardError(f"{what}; {_keep(writer, out)}", "write failed") from error
     except BaseException:
         writer.abandon()
         _keep(writer, out)
@@ -164,7 +166,8 @@ class _Writer:
         """Removes the shard that isn't finished."""
         if self._file is not None:
             self._file.discard()
-        self._temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._temporary.unlink(missing_ok=True)
         self._file = self._tar = None
 
 
@@ -197,10 +200,8 @@ class _HashingFile:
     def discard(self) -> None:
         """Closes the file; anything still written to it is dropped."""
         self._discarded = True
-        try:
+        with contextlib.suppress(OSError):  # what was buffered doesn't matter any more
             self._file.close()
-        except OSError:  # what was buffered doesn't matter any more
-            pass
 
 
 def open_file(path: Path) -> BinaryIO:
