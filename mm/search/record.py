@@ -102,7 +102,7 @@ class Record:
     def _connect(self, create: bool) -> sqlite3.Connection:
         path = self.folder / RECORD_FILE
         mode = "rwc" if create else "rw"
-        if path.exists() and not (os.access(self.folder, os.W_OK) and os.access(path, os.W_OK)):
+        if path.exists() and not (_writable(self.folder) and _writable(path)):
             self.readonly = True
             # Without write access SQLite can't make the files that share a write-ahead log. A database without a log
             # can be read as it lies; one with a log may hold rows only there.
@@ -251,11 +251,17 @@ def _check_folder(folder: Path, create: bool) -> None:
     except OSError as error:
         message = f"the gallery {folder} can't be {'made' if create else 'opened'}: {error.strerror or error}"
         raise (OutputError if create else GalleryError)(message) from error
-    if not os.access(folder, os.W_OK):
+    if not _writable(folder):
         raise OutputError(f"the gallery {folder} can't be made: the folder is not writable")
 
 
+def _writable(path: Path) -> bool:
+    return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+
+
 def _explain(folder: Path, error: sqlite3.Error, kept: str) -> MMError:
+    if isinstance(error, sqlite3.ProgrammingError):
+        return GalleryError(f"the gallery {folder} is closed: open it again")
     code = getattr(error, "sqlite_errorcode", None)
     primary = code & 0xFF if code is not None else None
     if primary == sqlite3.SQLITE_FULL:

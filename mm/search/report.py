@@ -160,7 +160,8 @@ def _card(thumbnail: bytes, name: str, number: str, rest: str, rank: int | None 
     after = f"<span class='number'>{_text(number)}</span>" if number else ""
     return (
         f"<figure class='card'><div class='frame'>{_image(thumbnail, name)}</div><figcaption class='body'>"
-        f"<div class='name'><span title='{_text(name)}'>{before}{_text(name)}</span>{after}</div>{rest}</figcaption></figure>"
+        f"<div class='name'><span title='{_text(name)}'>{before}{_text(name)}</span>{after}</div>"
+        f"{rest}</figcaption></figure>"
     )
 
 

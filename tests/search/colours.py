@@ -1,11 +1,12 @@
+"""Images of one colour, and a model that finds them: what the gallery's tests are made of."""
+
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from io import BytesIO
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from mm.search import Entry
@@ -55,15 +56,6 @@ def encode(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.fixture
-def embedder() -> ColourEmbedder:
-    return ColourEmbedder()
-
-
-@pytest.fixture
-def entry() -> Callable[..., Entry]:
-    def make(colour: str | tuple[int, int, int], uri: str | None = None, **rest: object) -> Entry:
-        image = picture(colour)
-        return Entry(encode(image), image, f"{colour}.png" if uri is None else uri, **rest)  # type: ignore[arg-type]
-
-    return make
+def entry(colour: str | tuple[int, int, int], uri: str | None = None, **rest: object) -> Entry:
+    image = picture(colour)
+    return Entry(encode(image), image, f"{colour}.png" if uri is None else uri, **rest)  # type: ignore[arg-type]
