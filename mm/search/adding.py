@@ -14,6 +14,7 @@ import numpy as np
 from mm.errors import DataError, GalleryError, ImageError
 from mm.search.items import AddReport, Embedder, Entry, make_thumbnail
 from mm.search.record import Record, RecordedModel
+from mm.search.rows import vector_fault
 from mm.search.words import forget_captions, index_captions
 
 if TYPE_CHECKING:
@@ -111,10 +112,11 @@ class Adder:
     def _sound(self, batch: Sequence[Pending]) -> set[str]:
         """Return which contents of a batch are recorded with an undamaged vector."""
         run = self.record.connection.execute
+        model = self.record.model()
         known = set()
         for item in batch:
             row = run("SELECT vector, vector_crc32 FROM image WHERE sha256 = ?", (item.sha256,)).fetchone()
-            if row and isinstance(row[0], bytes) and zlib.crc32(row[0]) == row[1]:
+            if row and model and not vector_fault(row[0], row[1], model.dimension):
                 known.add(item.sha256)
         return known
 
@@ -196,7 +198,7 @@ class Adder:
         """Replace a damaged vector; leave a sound one, which another process may have written just now."""
         run = self.record.connection.execute
         vector, crc = run("SELECT vector, vector_crc32 FROM image WHERE id = ?", (image,)).fetchone()
-        if isinstance(vector, bytes) and zlib.crc32(vector) == crc:
+        if not vector_fault(vector, crc, len(prepared.vector) // 4):
             return False
         values = (prepared.vector, zlib.crc32(prepared.vector), prepared.thumbnail, image)
         run("UPDATE image SET vector = ?, vector_crc32 = ?, thumbnail = ? WHERE id = ?", values)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +17,7 @@ from mm.search import index as vector_index
 from mm.search.adding import Adder, Pending, as_text, checked_vectors, delete_orphans
 from mm.search.items import AddReport, Embedder, Entry, Hit, Item, Problem, content_hash
 from mm.search.record import RECORD_FILE, Record, RecordedModel
+from mm.search.rows import read_hits, read_items_after, read_vectors, vector_fault
 from mm.search.words import find_words
 
 if TYPE_CHECKING:
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _INDEX_FOLDER = "index"
-_ROWS_AT_ONCE = 500
-_ITEM_COLUMNS = "id, sha256, uri, captions, metadata, thumbnail"
 
 
 class Gallery:
@@ -42,12 +39,12 @@ class Gallery:
     def __init__(self, record: Record, model: Embedder | str | None = None) -> None:
         self._record = record
         self._lock = threading.RLock()
-        self._model: Embedder | None = None
+        self._model: Embedder | None = None if isinstance(model, str) else model
         self._model_name = model if isinstance(model, str) else None
         self._index: Any = None
         self._index_stamp: str | None = None
-        if model is not None and not isinstance(model, str):
-            self._adopt(model)
+        if self._model is not None:
+            self._check(self._model)
 
     @classmethod
     def open(cls, path: str | Path, model: Embedder | str | None = None, create: bool = False) -> Gallery:
@@ -181,7 +178,7 @@ class Gallery:
             query = self._query(text, image)
             with self._record.reading():
                 scores, rows = vector_index.search(self._current_index(), query[None], k)
-                return self._hits(list(zip(rows[0].tolist(), scores[0].tolist(), strict=True)))
+                return read_hits(self._record.connection, rows[0].tolist(), scores[0].tolist())
 
     def text_search(self, words: str, k: int = 10) -> list[Hit]:
         """Find images by the words of their captions, in English or Chinese; needs no model.
@@ -195,19 +192,19 @@ class Gallery:
         """
         _check_k(k)
         with self._guarded(), self._record.reading():
-            return self._hits(find_words(self._record.connection, as_text(words), k))
+            found = find_words(self._record.connection, as_text(words), k)
+            return read_hits(self._record.connection, [row for row, _ in found], [score for _, score in found])
 
     def items(self) -> Iterator[Item]:
         """Go through all images in the order they were added; images added meanwhile may be included."""
         last = 0
-        query = f"SELECT {_ITEM_COLUMNS} FROM image WHERE id > ? ORDER BY id LIMIT {_ROWS_AT_ONCE}"
         while True:
             with self._guarded():
-                rows = self._record.connection.execute(query, (last,)).fetchall()
-            if not rows:
+                items = read_items_after(self._record.connection, last)
+            if not items:
                 return
-            yield from (Item(**_item_values(row)) for row in rows)
-            last = rows[-1][0]
+            yield from items.values()
+            last = max(items)
 
     def uris(self) -> list[str]:
         """Return every known uri, sorted; an image may have several."""
@@ -221,8 +218,10 @@ class Gallery:
             found = [Problem("", "", text) for (text,) in run("PRAGMA quick_check") if text != "ok"]
             dimension = self._dimension()
             for sha256, uri, vector, crc in run("SELECT sha256, uri, vector, vector_crc32 FROM image ORDER BY id"):
-                if fault := _vector_fault(vector, crc, dimension):
+                if fault := vector_fault(vector, crc, dimension):
                     found.append(Problem(sha256, uri, fault))
+            unreadable = "SELECT sha256, uri FROM image WHERE NOT (json_valid(captions) AND json_valid(metadata))"
+            found += [Problem(*row, "its captions or metadata are damaged") for row in run(unreadable)]
             return found
 
     def close(self) -> None:
@@ -268,14 +267,13 @@ class Gallery:
                 raise GalleryError(
                     f"the gallery {self.path} was built with {name}, which can't be loaded: {error}"
                 ) from error
-            self._adopt(loaded)
-            return loaded
+            self._model = loaded
+        self._check(self._model)
         return self._model
 
-    def _adopt(self, model: Embedder) -> None:
+    def _check(self, model: Embedder) -> None:
         with self._guarded():
             self._record.check_model(RecordedModel.of(model))
-        self._model = model
 
     def _query(self, text: str | None, image: Image | None) -> np.ndarray:
         """Return the query vector (E,)."""
@@ -298,51 +296,13 @@ class Gallery:
             folder = self.path / _INDEX_FOLDER
             index = vector_index.load_index(folder, stamp)
             if index is None:
-                index = vector_index.build_index(*self._vectors())
+                index = vector_index.build_index(*read_vectors(self._record.connection, self._dimension()))
                 try:
                     vector_index.save_index(folder, index, stamp)
                 except OSError as error:  # it is only a copy: searching goes on from memory
                     logger.info("the index in %s couldn't be written: %s", folder, error)
             self._index, self._index_stamp = index, stamp
         return self._index
-
-    def _vectors(self) -> tuple[np.ndarray, np.ndarray]:
-        """Read all undamaged vectors (n, E) with their row numbers (n,)."""
-        dimension = self._dimension()
-        ids: list[int] = []
-        data = bytearray()
-        for row, uri, vector, crc in self._record.connection.execute("SELECT id, uri, vector, vector_crc32 FROM image"):
-            if fault := _vector_fault(vector, crc, dimension):
-                logger.warning("%s is left out of the search: %s; index it again", uri, fault)
-                continue
-            ids.append(row)
-            data += vector
-        return np.frombuffer(data, dtype="<f4").reshape(len(ids), dimension), np.array(ids, dtype=np.int64)
-
-    def _hits(self, scored: Sequence[tuple[int, float]]) -> list[Hit]:
-        """Turn row numbers with scores into results, in the same order."""
-        found: dict[int, dict[str, Any]] = {}
-        for start in range(0, len(scored), _ROWS_AT_ONCE):
-            part = [row for row, _ in scored[start : start + _ROWS_AT_ONCE]]
-            marks = ", ".join("?" * len(part))
-            query = f"SELECT {_ITEM_COLUMNS} FROM image WHERE id IN ({marks})"
-            found.update((values[0], _item_values(values)) for values in self._record.connection.execute(query, part))
-        kept = [(found[row], score) for row, score in scored if row in found]
-        return [Hit(**values, score=score, rank=rank) for rank, (values, score) in enumerate(kept, start=1)]
-
-
-def _item_values(row: tuple[Any, ...]) -> dict[str, Any]:
-    _, sha256, uri, captions, metadata, thumbnail = row
-    values = {"captions": json.loads(captions), "metadata": json.loads(metadata)}
-    return {"sha256": sha256, "uri": uri, "thumbnail": thumbnail, **values}
-
-
-def _vector_fault(vector: object, crc: int, dimension: int) -> str | None:
-    if not isinstance(vector, bytes) or len(vector) != 4 * dimension:
-        return "its vector has the wrong length"
-    if zlib.crc32(vector) != crc:
-        return "its vector doesn't match its checksum"
-    return None
 
 
 def _load(name: str) -> Embedder:

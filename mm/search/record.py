@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 import sqlite3
@@ -13,8 +12,6 @@ from pathlib import Path
 
 from mm.errors import GalleryError, MMError, OutputError
 from mm.search.items import Embedder
-
-logger = logging.getLogger(__name__)
 
 RECORD_FILE = "gallery.db"
 APPLICATION_ID = 0x6D6D4741  # "mmGA", in the database's header

@@ -79,6 +79,16 @@ def test_a_damaged_vector_is_named_left_out_and_renewed(
         assert gallery.search("7", k=1)[0].uri == "7.png"
 
 
+def test_damaged_captions_are_named_and_renewed(path: Path) -> None:
+    spoil(path, "UPDATE image SET captions = '{\"en' WHERE uri = '7.png'")
+    with Gallery.open(path, HashEmbedder()) as gallery:
+        assert [(problem.uri, "captions" in problem.what) for problem in gallery.verify()] == [("7.png", True)]
+        assert gallery.search("7", k=1)[0].captions == {}
+        assert gallery.add([wide(7)._replace(captions={"en": ["seven"]})]) == AddReport(updated=1)
+        assert gallery.search("7", k=1)[0].captions == {"en": ["seven"]}
+        assert gallery.verify() == []
+
+
 @pytest.mark.parametrize("damage", ["missing", "flipped", "cut", "stale", "a file", "foreign"])
 def test_the_index_is_only_a_copy(path: Path, tmp_path: Path, damage: str) -> None:
     index = path / "index"

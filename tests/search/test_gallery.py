@@ -209,6 +209,8 @@ def test_the_first_of_two_models_wins(tmp_path: Path) -> None:
         first.add([entry("red")])
         with pytest.raises(GalleryError, match="built with one"):
             second.add([entry("green")])
+        with pytest.raises(GalleryError, match="built with one"):
+            second.search("red")
         assert len(first) == 1
 
 
