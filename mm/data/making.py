@@ -14,6 +14,7 @@ from mm.data.sources import Source, find_images, read_image_file
 from mm.errors import DataError, UsageError
 
 TABLE_SUFFIXES = {".csv": ",", ".tsv": "\t"}
+_SURPLUS = "\0"
 
 
 @dataclass
@@ -71,10 +72,10 @@ class MadeSamples:
 
     def _from_row(self, image: str, row: _Row) -> Sample | Rejection:
         path = self._path.parent / image
+        if row.problem is not None:
+            return Rejection.of(row.problem, str(self._path), printable(image))
         source, key = printable(str(path)), printable(os.path.splitext(image)[0])  # noqa: PTH122 (any text)
         try:
-            if row.problem is not None:
-                raise row.problem
             return Sample(key, source, read_image_bytes(path, self._max_pixels), row.captions, dict(row.metadata))
         except UsageError:
             return Rejection(source, key, "missing image", f"{source}: doesn't exist, but {self._path} names it")
@@ -105,7 +106,7 @@ def _read_table(path: Path) -> dict[str, _Row]:
     try:
         # Bytes that aren't UTF-8 become lone surrogates here, and reject the rows that they are in.
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.DictReader(file, delimiter=TABLE_SUFFIXES[path.suffix.lower()], restkey="", restval="")
+            reader = csv.DictReader(file, delimiter=TABLE_SUFFIXES[path.suffix.lower()], restkey=_SURPLUS, restval="")
             columns = reader.fieldnames or []
             missing = [column for column in ("image", "caption") if column not in columns]
             if missing:
@@ -124,16 +125,17 @@ def _read_table(path: Path) -> dict[str, _Row]:
 
 def _add_row(rows: dict[str, _Row], cells: dict[str, str], where: str) -> None:
     image = cells["image"].strip()
-    entry = rows.setdefault(image, _Row())
+    entry = rows.setdefault(image or where, _Row())
     caption, language = cells["caption"].strip(), cells.get("language", "").strip() or "en"
-    extra = {name: value for name, value in cells.items() if name not in ("image", "caption", "language", "") and value}
+    other = cells.keys() - {"image", "caption", "language", "", _SURPLUS}
+    extra = {name: cells[name] for name in cells if name in other and cells[name]}
     try:
         "".join([image, caption, language, *extra, *extra.values()]).encode()
     except UnicodeEncodeError:
         entry.problem = DataError(f"{where}: isn't UTF-8; save the table as UTF-8", "caption is not UTF-8")
     if not image:
         entry.problem = DataError(f"{where}: names no image", "no image")
-    elif "" in cells:
+    elif _SURPLUS in cells:
         entry.problem = DataError(f"{where}: has more cells than the heading; quote the caption", "malformed row")
     if caption:
         entry.captions.setdefault(language, []).append(caption)

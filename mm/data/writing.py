@@ -93,7 +93,9 @@ def write_shards(
 
 def clean_key(key: str) -> str:
     """A key that reads back as it was written: a relative path whose last part has no dot."""
-    parts = [part for part in printable(key).replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    parts = [
+        part for part in printable(key.replace("\\", "/")).replace("\\", "_").split("/") if part not in ("", ".", "..")
+    ]
     parts = parts or ["sample"]
     parts[-1] = parts[-1].replace(".", "_")
     if parts[0].startswith("__"):

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pictures import write_tar
+
+from mm.data.tar import groups, split_name, walk
+from mm.errors import ShardError
+
+MEMBERS = {"a.jpg": b"1" * 700, "a.txt": b"", "b/c.jpg": b"3" * 512, "b/c.json": b"{}"}
+
+
+def listing(path: Path) -> list[tuple[str, bytes]]:
+    data = path.read_bytes()
+    return [(member.name, data[member.offset : member.offset + member.size]) for member in walk(path)]
+
+
+@pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_every_tar_format(tmp_path: Path, tar_format: int) -> None:
+    long = {"d" * 90 + "/" + "e" * 90 + ".jpg": b"long", "图片.txt": "图".encode()}
+    if tar_format != tarfile.USTAR_FORMAT:
+        long |= {"f" * 300 + ".jpg": b"longer"}
+    path = write_tar(tmp_path / "x.tar", MEMBERS | long, format=tar_format)
+    assert listing(path) == list((MEMBERS | long).items())
+
+
+def test_global_pax_headers_and_huge_numbers_in_base_256(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", MEMBERS, format=tarfile.PAX_FORMAT, pax_headers={"comment": "all of it"})
+    assert listing(path) == list(MEMBERS.items())
+    info = tarfile.TarInfo("a.jpg")
+    info.size = 5
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = b"\x80" + (5).to_bytes(11, "big")
+    header[148:156] = b"%06o\0 " % (sum(header[:148]) + sum(header[156:]) + 256)
+    path.write_bytes(bytes(header) + b"hello".ljust(512, b"\0") + bytes(1024))
+    assert listing(path) == [("a.jpg", b"hello")]
+
+
+def test_directories_are_left_out_and_links_are_marked(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as tar:
+        folder = tarfile.TarInfo("folder")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE):
+            link = tarfile.TarInfo(f"link{kind.decode()}.jpg")
+            link.type, link.linkname = kind, "/etc/passwd"
+            tar.addfile(link)
+        tar.addfile(tarfile.TarInfo("a.txt"), io.BytesIO())
+    assert [(member.name, member.regular) for member in walk(path)] == [
+        ("link2.jpg", False),
+        ("link1.jpg", False),
+        ("link6.jpg", False),
+        ("link3.jpg", False),
+        ("a.txt", True),
+    ]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=150).filter(
+                lambda name: not name.endswith("/") and name.isprintable()
+            ),
+            st.binary(max_size=1500),
+        ),
+        max_size=8,
+    )
+)
+def test_agrees_with_tarfile(tmp_path_factory: pytest.TempPathFactory, members: list[tuple[str, bytes]]) -> None:
+    path = write_tar(tmp_path_factory.mktemp("tar") / "x.tar", members)
+    with tarfile.open(path) as tar:
+        expected = [(info.name, tar.extractfile(info).read()) for info in tar]  # type: ignore[union-attr]
+    assert listing(path) == expected == members
+
+
+def test_names_are_made_printable(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", {"a\n\x1b[2J.jpg": b"x", "b\udcff.jpg": b"y"})
+    names = [member.name for member in walk(path)]
+    assert names[0] == "a\\n\\x1b[2J.jpg"
+    assert all(name.isprintable() for name in names)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a.jpg", ("a", "jpg")),
+        ("./a.JPG", ("./a", "jpg")),
+        ("d.v1/a.seg.png", ("d.v1/a", "seg.png")),
+        ("README", ("README", "")),
+        ("._a.jpg", None),
+        ("d/.hidden", None),
+        ("__meta__/a.jpg", None),
+        ("a__b__.jpg", ("a__b__", "jpg")),
+    ],
+)
+def test_split_name(name: str, expected: tuple[str, str] | None) -> None:
+    assert split_name(name) == expected
+
+
+def test_groups_follow_neighbours(tmp_path: Path) -> None:
+    names = ["a.jpg", "a.txt", "b.jpg", "a.json", "c.txt", "c.txt"]
+    found = list(groups(write_tar(tmp_path / "x.tar", [(name, b"") for name in names])))
+    assert [(group.key, list(group.members), group.duplicate) for group in found] == [
+        ("a", ["jpg", "txt"], None),
+        ("b", ["jpg"], None),
+        ("a", ["json"], None),
+        ("c", ["txt"], "c.txt"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason", "says"),
+    [
+        (b"", "shard cut short", "byte 0"),
+        (b"\x1f\x8b" + bytes(1000), "corrupt tar header", "compressed"),
+        (b"not a tar at all" * 100, "corrupt tar header", "byte 0"),
+        (bytes(512), "shard cut short", "end-of-archive"),
+        (bytes(700), "shard cut short", "end-of-archive"),
+        (bytes(512) + b"x" * 512, "corrupt tar header", "zeros"),
+        (bytes(10240) + b"x", "corrupt tar header", "zeros"),
+    ],
+)
+def test_not_a_whole_tar(tmp_path: Path, content: bytes, reason: str, says: str) -> None:
+    path = tmp_path / "x.tar"
+    path.write_bytes(content)
+    with pytest.raises(ShardError, match=says) as caught:
+        list(walk(path))
+    assert caught.value.reason == reason and str(path) in str(caught.value)
+
+
+def test_zeros_in_the_middle_are_not_taken_for_the_end(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", {"a.jpg": b"1", "b.jpg": b"2", "c.jpg": b"3"})
+    data = bytearray(path.read_bytes())
+    data[1024:2048] = bytes(1024)
+    path.write_bytes(data)
+    with tarfile.open(path) as tar:
+        assert tar.getnames() == ["a.jpg"]  # what goes unnoticed elsewhere
+    with pytest.raises(ShardError, match="corrupt tar header"):
+        list(walk(path))
+
+
+def test_a_size_beyond_the_file_is_a_cut(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("a.jpg")
+    info.size = 1 << 60
+    path = tmp_path / "x.tar"
+    path.write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(4096))
+    with pytest.raises(ShardError, match=r"within a\.jpg"):
+        list(walk(path))
+
+
+@pytest.mark.parametrize("record", [b"999 path=x\n", b"abc\n", b"0 path=x\n", b"5 x", b"12 size=-50\n"])
+def test_bad_extended_records(tmp_path: Path, record: bytes) -> None:
+    info = tarfile.TarInfo("pax")
+    info.type, info.size = tarfile.XHDTYPE, len(record)
+    follower = tarfile.TarInfo("a.jpg").tobuf()
+    path = tmp_path / "x.tar"
+    path.write_bytes(info.tobuf() + record.ljust(512, b"\0") + follower + bytes(1024))
+    with pytest.raises(ShardError, match="corrupt tar header"):
+        list(walk(path))
