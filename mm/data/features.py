@@ -1,0 +1,88 @@
+"""Features of frozen network stages, kept on disk so that training computes them once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mm.errors import DataError, OutputError
+
+
+class FeatureStore:
+    """One half-precision array per image and view, in a memory-mapped file, with a mark for each that is filled.
+
+    Args:
+        folder: where the files are.
+        identity: what the features depend on (weights, images, views); features of another identity are discarded.
+        images: number of images.
+        views: views of each image.
+        shape: shape of one image's features.
+
+    Raises:
+        OutputError: the folder can't be written.
+    """
+
+    def __init__(self, folder: Path, identity: str, images: int, views: int, shape: tuple[int, ...]) -> None:
+        self.folder = folder
+        self.shape = (images, views, *shape)
+        description = json.dumps({"identity": identity, "shape": self.shape})
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            note = folder / "features.json"
+            if not note.exists() or note.read_text() != description:
+                note.unlink(missing_ok=True)
+                (folder / "filled.u8").write_bytes(bytes(images * views))
+                with (folder / "features.f16").open("wb") as file:
+                    file.truncate(int(np.prod(self.shape)) * 2)
+                note.write_text(description)
+        except OSError as error:
+            raise OutputError(f"{folder}: features can't be kept there ({error.strerror})") from error
+
+    def _map(self, mode: str = "r") -> tuple[np.memmap, np.memmap]:
+        features = np.memmap(self.folder / "features.f16", np.float16, mode, shape=self.shape)  # type: ignore[call-overload]
+        filled = np.memmap(self.folder / "filled.u8", np.uint8, mode, shape=self.shape[:2])  # type: ignore[call-overload]
+        return features, filled
+
+    def __getitem__(self, place: tuple[int, int]) -> Tensor:
+        """Reads the features of one (image, view), in half precision.
+
+        Raises:
+            DataError: they were never filled in.
+        """
+        features, filled = self._map()
+        if not filled[place]:
+            raise DataError(f"{self.folder}: no features for image {place[0]}, view {place[1]}; delete the folder")
+        return torch.from_numpy(np.array(features[place]))
+
+    def fill(
+        self,
+        pixels: Callable[[int, int], Tensor],
+        encode: Callable[[Tensor], Tensor],
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        batch_size: int = 32,
+    ) -> None:
+        """Computes what is missing; interrupted, it goes on where it stopped.
+
+        Args:
+            pixels: gives (3, H, W) uint8 of an image and view.
+            encode: maps (B, 3, H, W) uint8 to (B, ...) features.
+            progress: called with how many are done and how many there are.
+            batch_size: images encoded together.
+        """
+        features, filled = self._map("r+")
+        missing = np.argwhere(filled == 0)
+        for start in range(0, len(missing), batch_size):
+            progress(filled.size - len(missing) + start, filled.size)
+            places = [(int(image), int(view)) for image, view in missing[start : start + batch_size]]
+            encoded = encode(torch.stack([pixels(*place) for place in places])).half().cpu().numpy()
+            for place, values in zip(places, encoded, strict=True):
+                features[place] = values
+                filled[place] = 1
+        features.flush()
+        filled.flush()
+        progress(filled.size, filled.size)

@@ -1,0 +1,148 @@
+"""The subword tokenizer of mm's own models: byte-level BPE, so that no text is ever unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mm.errors import CheckpointError, OptionError
+
+PADDING, END, EMBED, MATCH = "<pad>", "<end>", "<embed>", "<match>"
+
+
+def language_token(language: str) -> str:
+    """Names the token that begins a caption in a language: ``<en>``, ``<zh>``."""
+    return f"<{language}>"
+
+
+def clean_caption(text: str) -> str:
+    """Collapses white space and takes off a full stop at the end, which says nothing about the image."""
+    text = " ".join(text.split())
+    return text.rstrip(".。").rstrip() or text
+
+
+class Tokenizer:
+    """Text to token ids and back, with the ids of the special tokens.
+
+    Args:
+        tokenizer: a tokenizer of the ``tokenizers`` library.
+
+    Raises:
+        CheckpointError: it lacks a special token that every model of mm needs.
+    """
+
+    def __init__(self, tokenizer: object) -> None:
+        from tokenizers import Tokenizer as Backend
+
+        assert isinstance(tokenizer, Backend)
+        self._backend = tokenizer
+        tokenizer.encode_special_tokens = True
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        for name in (PADDING, END, EMBED, MATCH):
+            if name not in vocabulary:
+                raise CheckpointError(f"the tokenizer has no token {name}; make one with 'mm tokenizer'")
+        self.padding, self.end, self.embed, self.match = (vocabulary[n] for n in (PADDING, END, EMBED, MATCH))
+        specials = [t.content for t in tokenizer.get_added_tokens_decoder().values()]
+        self.languages = {t[1:-1]: vocabulary[t] for t in specials if t not in (PADDING, END, EMBED, MATCH)}
+
+    @classmethod
+    def read(cls, path: str | Path) -> Tokenizer:
+        """Reads a ``tokenizer.json``.
+
+        Raises:
+            CheckpointError: the file is missing or isn't a tokenizer.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except OSError as error:
+            raise CheckpointError(f"{path}: can't be read ({error.strerror}); a model needs its tokenizer.json") from error
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{path}: isn't UTF-8, so not a tokenizer.json") from error
+        return cls.from_json(text, str(path))
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> Tokenizer:
+        """Reads what ``to_json`` gives.
+
+        Args:
+            text: JSON of the ``tokenizers`` library.
+            source: where it came from, for the error message.
+
+        Raises:
+            CheckpointError: it isn't a tokenizer.
+        """
+        from tokenizers import Tokenizer as Backend
+
+        try:
+            backend = Backend.from_str(text)
+        except Exception as error:  # the library raises bare exceptions
+            raise CheckpointError(f"{source}: not a tokenizer of the tokenizers library ({error})") from error
+        return cls(backend)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocabulary: int, languages: Sequence[str]) -> Tokenizer:
+        """Learns byte-level BPE merges (Sennrich et al., arXiv:1508.07909) on lower-cased text.
+
+        Args:
+            texts: what to learn from.
+            vocabulary: number of tokens V, special tokens and the 256 bytes included.
+            languages: codes of the languages, one first token each.
+
+        Raises:
+            OptionError: the vocabulary has no room for the bytes.
+        """
+        from tokenizers import Tokenizer as Backend
+        from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+        special = [PADDING, END, EMBED, MATCH, *map(language_token, languages)]
+        if vocabulary < 256 + len(special):
+            raise OptionError(f"a vocabulary of {vocabulary} has no room for 256 bytes and {len(special)} special tokens")
+        backend = Backend(models.BPE())
+        backend.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        backend.decoder = decoders.ByteLevel()
+        backend.train_from_iterator(
+            texts,
+            trainers.BpeTrainer(
+                vocab_size=vocabulary,
+                special_tokens=special,
+                initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                show_progress=False,
+            ),
+        )
+        return cls(backend)
+
+    def __len__(self) -> int:
+        return self._backend.get_vocab_size(with_added_tokens=True)
+
+    def to_json(self) -> str:
+        """Returns what ``read`` takes."""
+        return self._backend.to_str(pretty=False)
+
+    def encode(self, texts: Sequence[str], max_tokens: int | None = None) -> list[list[int]]:
+        """Turns texts into token ids, without special tokens, each cut to ``max_tokens``.
+
+        Special tokens spelled out in a text are text.
+        """
+        encoded = self._backend.encode_batch(list(texts), add_special_tokens=False)
+        return [e.ids[:max_tokens] for e in encoded]
+
+    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """Turns rows of token ids into texts; special tokens are left out, bytes that aren't UTF-8 become U+FFFD."""
+        return [t.strip() for t in self._backend.decode_batch([list(r) for r in rows], skip_special_tokens=True)]
+
+    def pad(self, rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+        """Pads rows on the right to one length.
+
+        Returns:
+            (B, T) int64 token ids and (B, T) bool, true at real tokens; T is at least 1.
+        """
+        longest = max([1, *map(len, rows)])
+        tokens = np.full((len(rows), longest), self.padding, dtype=np.int64)
+        for row, ids in zip(tokens, rows, strict=True):
+            row[: len(ids)] = ids
+        lengths = np.array([len(r) for r in rows], dtype=np.int64).reshape(-1, 1)
+        return tokens, np.arange(longest)[None, :] < lengths
+

@@ -1,0 +1,81 @@
+"""The way from image tokens to captions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mm.errors import OptionError
+from mm.generation.config import GenerationConfig
+from mm.generation.decoder import Decoder
+from mm.generation.search import beam_search, greedy_search
+from mm.models.text import TextTransformer
+
+
+class Generated(NamedTuple):
+    """One caption.
+
+    Args:
+        tokens: ids behind the first token: the prompt's and the generated ones, without the end token.
+        score: sum of the log-probabilities of the generated tokens, the end token included.
+        ended: whether the caption ended by itself, not at the length limit.
+    """
+
+    tokens: list[int]
+    score: float
+    ended: bool
+
+
+@torch.inference_mode()
+def generate(
+    model: TextTransformer,
+    image_tokens: Tensor,
+    prompts: Sequence[Sequence[int]],
+    config: GenerationConfig,
+    *,
+    end: int,
+    fill: int,
+    cached: bool = True,
+) -> list[Generated]:
+    """Captions images; each image's caption is the same whatever other images are in the batch.
+
+    Args:
+        model: the text decoder.
+        image_tokens: (B, P, D).
+        prompts: for each image the tokens that its caption begins with: the language token, then any prompt.
+        config: strategy and options.
+        end: id of the token that ends a caption.
+        fill: id of the padding token.
+        cached: keep keys and values between steps.
+
+    Returns:
+        One caption for each image.
+
+    Raises:
+        OptionError: prompt and ``max_tokens`` together are more than the model has positions for.
+    """
+    longest = max(map(len, prompts))
+    room = model.max_tokens - longest + 1
+    if config.max_tokens > room:
+        raise OptionError(
+            f"max_tokens {config.max_tokens} and a prompt of {longest - 1} tokens are more than the "
+            f"{model.max_tokens} tokens of this model; max_tokens can be at most {max(0, room)}"
+        )
+    device = image_tokens.device
+    prompt = torch.tensor([[fill] * (longest - len(p)) + list(p) for p in prompts], device=device)
+    lengths = torch.tensor([len(p) for p in prompts], device=device)
+    padding = torch.arange(longest, device=device)[None, :] >= longest - lengths[:, None]
+    decoder = Decoder(model, image_tokens, longest + config.max_tokens, cached)
+    search = greedy_search if config.beams == 1 else beam_search
+    even = all(len(p) == longest for p in prompts)
+    found = search(decoder, prompt, None if even else padding, config, end, fill)
+    rows = zip(prompts, found.tokens.tolist(), found.scores.tolist(), strict=True)
+    captions = []
+    for given, tokens, score in rows:
+        ended = end in tokens
+        new = tokens[: tokens.index(end)] if ended else tokens
+        captions.append(Generated([*given[1:], *new], score, ended))
+    return captions

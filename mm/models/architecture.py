@@ -1,0 +1,86 @@
+"""The numbers that say how a model of mm is built, as they stand in a config file and in a model's ``config.json``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mm.errors import UsageError
+from mm.models.presets import vision_encoder, vision_language
+from mm.models.vision_language import SpecialTokens, VisionLanguageModel
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A vision encoder, a text encoder and a text decoder.
+
+    Args:
+        vision: a ViT of timm; with ``hybrid_blocks``, the convolutional network of timm that is the stem of a hybrid ViT.
+        hybrid_blocks: transformer blocks on the stem; 0 for a plain ViT.
+        image_size: side of the square input in pixels.
+        mean: per-channel mean of the pixels that the vision weights expect.
+        std: per-channel standard deviation likewise.
+        width: D of all transformer blocks.
+        heads: N of all transformer blocks.
+        encoder_blocks: blocks of the text encoder.
+        decoder_blocks: blocks of the text decoder.
+        embedding_width: E of the shared space.
+        max_tokens: the most tokens of a text, with its first token.
+        dropout: probability of dropping a unit while training.
+        frozen_stages: stages of the stem, from the first, that are never trained; -1 for all.
+    """
+
+    vision: str = "tf_efficientnet_lite2"
+    hybrid_blocks: int = 2
+    image_size: int = 224
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    width: int = 256
+    heads: int = 8
+    encoder_blocks: int = 3
+    decoder_blocks: int = 3
+    embedding_width: int = 256
+    max_tokens: int = 64
+    dropout: float = 0.1
+    frozen_stages: int = 0
+
+
+def build(architecture: Architecture, vocabulary: int, special: SpecialTokens) -> VisionLanguageModel:
+    """Builds the model with random weights.
+
+    Args:
+        architecture: its numbers.
+        vocabulary: V, number of tokens.
+        special: ids of the tokens that aren't text.
+
+    Raises:
+        UsageError: a number is out of range, or timm lacks the vision model.
+    """
+    a = architecture
+    if a.width % a.heads:
+        raise UsageError(f"architecture.width {a.width} must be a multiple of architecture.heads {a.heads}")
+    for name in ("encoder_blocks", "decoder_blocks", "image_size", "embedding_width"):
+        if getattr(a, name) < 1:
+            raise UsageError(f"architecture.{name} must be at least 1, not {getattr(a, name)}")
+    vision = vision_encoder(
+        a.vision,
+        image_size=a.image_size,
+        mean=a.mean,
+        std=a.std,
+        hybrid_blocks=a.hybrid_blocks,
+        width=a.width,
+        heads=a.heads,
+        frozen_stages=a.frozen_stages,
+        dropout=a.dropout,
+    )
+    return vision_language(
+        vision,
+        vocabulary=vocabulary,
+        special=special,
+        width=a.width,
+        heads=a.heads,
+        encoder_blocks=a.encoder_blocks,
+        decoder_blocks=a.decoder_blocks,
+        embedding_width=a.embedding_width,
+        max_tokens=a.max_tokens,
+        dropout=a.dropout,
+    )

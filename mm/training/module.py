@@ -1,0 +1,264 @@
+"""The LightningModule that trains a vision-language model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from mm.checkpoints.backbones import load_stem_weights
+from mm.checkpoints.directory import special_tokens
+from mm.data.dataset import Batch
+from mm.data.datamodule import CaptionData
+from mm.data.tokenizer import Tokenizer
+from mm.data.transforms import to_pixels
+from mm.errors import OptionError
+from mm.generation import GenerationConfig
+from mm.layers import KeyValues
+from mm.models import Architecture, HybridViT, build
+from mm.training.losses import caption_loss, contrastive_loss, hard_negatives, matching_loss
+from mm.training.optimizer import OptimizerSettings, adamw, cosine_schedule, parameter_groups
+from mm.training.validation import ValidationRun
+
+
+@dataclass(frozen=True)
+class Losses:
+    """How much each loss counts; 0 leaves it out.
+
+    Args:
+        contrastive: weight of the image-text contrastive loss (ITC).
+        matching: weight of the image-text matching loss (ITM).
+        captioning: weight of the language-modelling loss (LM).
+        match_pairs: pairs of a batch that the matching loss sees, each with two hard negatives; 0 for one per image.
+        smoothing: label smoothing of the language-modelling loss.
+    """
+
+    contrastive: float = 1.0
+    matching: float = 1.0
+    captioning: float = 1.0
+    match_pairs: int = 0
+    smoothing: float = 0.1
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a validation pass measures.
+
+    Args:
+        language: of captions and queries.
+        caption_images: images that are captioned; all are embedded.
+        generation: how captions are decoded.
+    """
+
+    language: str = "en"
+    caption_images: int = 200
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+
+
+class VisionLanguageTraining(L.LightningModule):
+    """Trains captioning, the shared space and matching together: ITC + ITM + LM.
+
+    Args:
+        architecture: what to build, where ``init`` gives no model.
+        tokenizer: a ``tokenizer.json``, or ``mm-tiny`` for that model's, where ``init`` gives no model.
+        init: a model to start from: ``mm-tiny``, a model directory or a training checkpoint.
+        vision_weights: pretrained weights for the vision encoder, where ``init`` gives no model: ``timm``, an
+            installed package of weights or a file.
+        losses: what is minimized.
+        optimizer: AdamW and its schedule.
+        validation: what is measured.
+        vision_frozen_epochs: epochs in which the pretrained vision weights stay as they are.
+        keep_features: compute the features of stages that are never trained once, and keep them on disk.
+        seed: what dropout and hard negatives depend on, with the step.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture | None = None,
+        tokenizer: str = "mm-tiny",
+        init: str | None = None,
+        vision_weights: str | None = None,
+        losses: Losses | None = None,
+        optimizer: OptimizerSettings | None = None,
+        validation: Validation | None = None,
+        vision_frozen_epochs: int = 0,
+        keep_features: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.losses = losses or Losses()
+        self.optimizer_settings = optimizer or OptimizerSettings()
+        self.validation = validation or Validation()
+        self.vision_frozen_epochs = vision_frozen_epochs
+        self.keep_features = keep_features
+        self.seed = seed
+        if init is not None:
+            from mm.checkpoints.resolve import load_vision_language
+
+            loaded = load_vision_language(init)
+            self.architecture, self.tokenizer, self.model = loaded.architecture, loaded.tokenizer, loaded.model
+        else:
+            from mm.checkpoints.resolve import find_tokenizer
+
+            torch.manual_seed(seed)
+            self.architecture = architecture or Architecture()
+            self.tokenizer = Tokenizer.read(find_tokenizer(tokenizer))
+            self.model = build(self.architecture, len(self.tokenizer), special_tokens(self.tokenizer))
+            if vision_weights is not None:
+                load_stem_weights(self.model.vision, self.architecture.vision, vision_weights)  # type: ignore[arg-type]
+        self._run: ValidationRun | None = None
+
+    @property
+    def pretrained(self) -> torch.nn.Module:
+        """The part of the vision encoder whose weights come from elsewhere."""
+        vision = self.model.vision
+        return vision.stem if isinstance(vision, HybridViT) else vision
+
+    def setup(self, stage: str) -> None:
+        """Checks that the validation language is one the tokenizer knows."""
+        if self.validation.language not in self.tokenizer.languages:
+            known = ", ".join(self.tokenizer.languages)
+            raise OptionError(f"validation.language {self.validation.language!r} is unknown; the tokenizer knows {known}")
+
+    def on_fit_start(self) -> None:
+        """Computes the features that are kept."""
+        if not self.keep_features:
+            return
+        vision, data = self.model.vision, self._data()
+        if not isinstance(vision, HybridViT) or not vision.stem.frozen_stages:
+            raise OptionError("model.keep_features needs a hybrid ViT with architecture.frozen_stages above 0")
+        frozen = vision.stem.stages[: vision.stem.frozen_stages].state_dict()
+        identity = hashlib.sha256(b"".join(v.cpu().numpy().tobytes() for v in frozen.values())).hexdigest()
+        from mm.progress import progress
+
+        with torch.inference_mode(), progress("Features of frozen stages", "views") as update:
+            data.keep_features(
+                Path(self.trainer.default_root_dir) / "features",
+                identity,
+                lambda images: vision.frozen(to_pixels(images).to(self.device)),
+                update,
+            )
+
+    def _data(self) -> CaptionData:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, CaptionData)
+        return data
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Makes the step a function of its number, so that resumed training repeats it; thaws the vision weights in time."""
+        torch.manual_seed((self.seed * 1_000_003 + self.global_step) * 1009 + self.global_rank)
+        vision = self.model.vision
+        trained = vision.stem.stages[vision.stem.frozen_stages :] if isinstance(vision, HybridViT) else vision
+        trained.requires_grad_(self.current_epoch >= self.vision_frozen_epochs)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Computes the weighted sum of the losses of a batch of ``TrainingSet.collate``."""
+        losses = self.batch_losses(batch)
+        total = torch.stack([getattr(self.losses, name) * loss for name, loss in losses.items()]).sum()
+        count = len(batch["index"])
+        self.log("train/loss", total, prog_bar=True, batch_size=count)
+        for name, loss in losses.items():
+            self.log(f"train/{name}", loss, batch_size=count)
+        self.log("train/temperature", 1 / self.model.logit_scale.exp(), batch_size=count)
+        return total
+
+    def batch_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Computes each loss that counts, unweighted, by its name in ``Losses``."""
+        model, rows = self.model, batch["rows"]
+        images = model.vision.tokens(batch["features"]) if "features" in batch else model.image_tokens(batch["pixels"])
+        tokens, padding = batch["tokens"], batch["padding"]
+        groups = [(slice(i, j), tokens[i:j, :length], padding[i:j, :length]) for i, j, length in batch["groups"]]
+        result: dict[str, Tensor] = {}
+        if self.losses.captioning:
+            image_context = model.text_decoder.keys_values(images)
+            logits, targets = [], []
+            for group, ids, real in groups:
+                context = _of_images(image_context, rows[group])
+                logits.append(model.caption_logits(context, batch["languages"][group], ids, real))
+                targets.append(model.caption_targets(ids, real))
+            result["captioning"] = caption_loss(torch.cat(logits), torch.cat(targets), self.losses.smoothing)
+        if self.losses.contrastive or self.losses.matching:
+            image_vectors = model.image_embedding(images)
+            text_vectors = torch.cat([model.text_embedding(ids, real) for _, ids, real in groups])
+            scale = model.logit_scale.exp().clamp(max=100)
+            same = batch["index"][:, None] == batch["index"][rows][None, :]
+            if self.losses.contrastive:
+                result["contrastive"] = contrastive_loss(image_vectors, text_vectors, same, scale)
+            if self.losses.matching:
+                chosen = torch.randperm(len(rows), device=rows.device)[: self.losses.match_pairs or len(images)]
+                similarity = scale * image_vectors[rows[chosen]] @ text_vectors[chosen].T
+                wrong_image, wrong_text = hard_negatives(similarity, same[rows[chosen]][:, chosen])
+                image = rows[torch.cat([chosen, chosen[wrong_image], chosen])]
+                text = torch.cat([chosen, chosen, chosen[wrong_text]])
+                context = _of_images(model.text_encoder.keys_values(images), image)
+                logits = model.match_logits(context, tokens[text], padding[text])
+                result["matching"] = matching_loss(logits, torch.arange(len(text), device=text.device) < len(chosen))
+        return result
+
+    def on_validation_epoch_start(self) -> None:
+        """Begins a pass."""
+        v = self.validation
+        self._run = ValidationRun(self.model, self.tokenizer, v.language, v.generation, v.caption_images)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Embeds and captions a batch of ``EvaluationSet.collate``."""
+        assert self._run is not None
+        self._run.add(batch["pixels"], batch["keys"], batch["captions"])
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the metrics and a picture of photos with their captions."""
+        self._report("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Begins a pass."""
+        self.on_validation_epoch_start()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Embeds and captions a batch of ``EvaluationSet.collate``."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the metrics and a picture of photos with their captions."""
+        self._report("test")
+
+    def _report(self, split: str) -> None:
+        assert self._run is not None
+        metrics = self._run.metrics()
+        for name, value in metrics.items():
+            self.log(f"{split}/{name.replace(' ', '_')}", value, prog_bar=name in ("CIDEr", "text to image R@10"))
+        picture = self._run.picture()
+        if picture is not None and self.trainer.is_global_zero:
+            for logger in self.loggers:
+                experiment = getattr(logger, "experiment", None)
+                if hasattr(experiment, "add_image"):
+                    image = torch.tensor(list(picture.tobytes()), dtype=torch.uint8)
+                    image = image.view(picture.height, picture.width, 3)
+                    experiment.add_image(f"{split}/captions", image, self.global_step, dataformats="HWC")
+            if self.trainer.log_dir:
+                folder = Path(self.trainer.log_dir) / "pictures"
+                folder.mkdir(parents=True, exist_ok=True)
+                picture.save(folder / f"{split}-{self.global_step:06d}.png")
+        self._run = None
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Builds AdamW and the schedule over all the steps of the run."""
+        groups = parameter_groups(self.model, self.pretrained, self.optimizer_settings)
+        optimizer = adamw(groups)
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = cosine_schedule(optimizer, self.optimizer_settings, steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what it takes to use the weights: architecture and tokenizer."""
+        checkpoint["mm"] = {"architecture": asdict(self.architecture), "tokenizer": self.tokenizer.to_json()}
+
+
+def _of_images(context: Sequence[KeyValues], rows: Tensor) -> list[KeyValues]:
+    return [KeyValues(layer.keys[rows], layer.values[rows]) for layer in context]

@@ -1,0 +1,137 @@
+"""What validation measures: captions and retrieval on held-out images, and a picture to look at."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mm.data.tokenizer import Tokenizer, clean_caption
+from mm.generation import GenerationConfig, generate
+from mm.metrics.captioning import score_captions
+from mm.metrics.retrieval import retrieval_metrics
+from mm.models import VisionLanguageModel
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+class ValidationRun:
+    """Collects one pass over held-out images.
+
+    Args:
+        model: in evaluation mode.
+        tokenizer: its tokenizer.
+        language: of the captions that are generated and searched with.
+        config: how captions are decoded.
+        caption_images: how many images are captioned; all are embedded.
+        pictures: how many photos the picture shows.
+    """
+
+    def __init__(
+        self,
+        model: VisionLanguageModel,
+        tokenizer: Tokenizer,
+        language: str,
+        config: GenerationConfig,
+        caption_images: int,
+        pictures: int = 8,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.language = language
+        self.config = config
+        self.caption_images = caption_images
+        self.pictures = pictures
+        self.images: list[Tensor] = []
+        self.references: dict[str, list[str]] = {}
+        self.captions: dict[str, str] = {}
+        self.photos: list[tuple[Tensor, str]] = []
+
+    def add(self, pixels: Tensor, keys: Sequence[str], captions: Sequence[Mapping[str, Sequence[str]]]) -> None:
+        """Embeds a batch of images, and captions those among the first ``caption_images``.
+
+        Args:
+            pixels: (B, 3, H, W) in [0, 1].
+            keys: of the B images.
+            captions: of the B images, by language.
+        """
+        tokens = self.model.image_tokens(pixels)
+        self.images.append(self.model.image_embedding(tokens).float().cpu())
+        count = max(0, min(len(keys), self.caption_images - len(self.captions)))
+        texts = self._caption(tokens[:count]) if count else []
+        for key, text, image in zip(keys, texts, pixels, strict=False):
+            self.captions[key] = text
+            if len(self.photos) < self.pictures:
+                self.photos.append((image.float().cpu(), text))
+        for key, known in zip(keys, captions, strict=True):
+            self.references[key] = list(known.get(self.language, []))
+
+    def _caption(self, tokens: Tensor) -> list[str]:
+        start = self.tokenizer.languages[self.language]
+        found = generate(
+            self.model.text_decoder,
+            tokens,
+            [[start]] * len(tokens),
+            self.config,
+            end=self.tokenizer.end,
+            fill=self.tokenizer.padding,
+        )
+        return self.tokenizer.decode([caption.tokens for caption in found])
+
+    def metrics(self) -> dict[str, float]:
+        """Computes BLEU, CIDEr and R@k of what was collected; empty without images that have captions."""
+        known = {key: texts for key, texts in self.references.items() if texts}
+        result: dict[str, float] = {}
+        captioned = {key: text for key, text in self.captions.items() if key in known}
+        if captioned:
+            result |= score_captions({key: known[key] for key in captioned}, captioned, self.language)
+        if known:
+            rows = [row for row, key in enumerate(self.references) if key in known]
+            images = torch.cat(self.images)[rows]
+            texts, owner = [], []
+            for image, captions in enumerate(known.values()):
+                texts += [clean_caption(text) for text in captions]
+                owner += [image] * len(captions)
+            result |= retrieval_metrics(images, self._embed(texts), np.array(owner))
+        return result
+
+    def _embed(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        device = self.model.logit_scale.device
+        vectors = []
+        with torch.inference_mode():
+            for start in range(0, len(texts), batch_size):
+                rows = self.tokenizer.encode(texts[start : start + batch_size], self.model.text_encoder.max_tokens - 1)
+                tokens, padding = (torch.from_numpy(a).to(device) for a in self.tokenizer.pad(rows))
+                vectors.append(self.model.text_embedding(tokens, padding).float().cpu())
+        return torch.cat(vectors)
+
+    def picture(self) -> Image.Image | None:
+        """Draws the first photos with their captions under them; None without any."""
+        return draw_captions(self.photos) if self.photos else None
+
+
+def draw_captions(photos: Sequence[tuple[Tensor, str]], columns: int = 4) -> Image.Image:
+    """Draws photos in a grid, each with its caption under it.
+
+    Args:
+        photos: (3, H, W) pixels in [0, 1] and a caption each.
+        columns: photos in a row.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    size, text_height = 224, 54
+    rows = -(-len(photos) // columns)
+    sheet = Image.new("RGB", (columns * size, rows * (size + text_height)), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(12)
+    for number, (pixels, caption) in enumerate(photos):
+        left, top = number % columns * size, number // columns * (size + text_height)
+        array = (pixels.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()
+        sheet.paste(Image.fromarray(array).resize((size, size)), (left, top))
+        draw.multiline_text((left + 4, top + size + 2), textwrap.fill(caption, 34)[:140], fill="black", font=font)
+    return sheet
