@@ -221,7 +221,7 @@ class Gallery:
                 if fault := vector_fault(vector, crc, dimension):
                     found.append(Problem(sha256, uri, fault))
             unreadable = "SELECT sha256, uri FROM image WHERE NOT (json_valid(captions) AND json_valid(metadata))"
-            found += [Problem(*row, "its captions or metadata are damaged") for row in run(unreadable)]
+            found += [Problem(sha256, uri, "its captions or metadata are damaged") for sha256, uri in run(unreadable)]
             return found
 
     def close(self) -> None:

@@ -148,10 +148,18 @@ def test_remove(gallery: Gallery) -> None:
     gallery.search("red")
     assert gallery.remove("red.png")
     assert not gallery.remove("red.png")
-    assert uris(gallery.search("red")) == ["green.png"]
+    assert uris(gallery.search("red", k=1)) == ["green.png"]
     assert gallery.text_search("red") == []
     assert gallery.add([entry("red")]) == AddReport(added=1)
     assert uris(gallery.search("red", k=1)) == ["red.png"]
+
+
+def test_what_is_gone_takes_no_place_among_the_results(gallery: Gallery) -> None:
+    gallery.add([entry("red", captions={"en": ["red red"]}), entry("green", captions={"en": ["red, not really"]})])
+    assert uris(gallery.search("red", k=1)) == uris(gallery.text_search("red", k=1)) == ["red.png"]
+    assert gallery.add([entry("green", "red.png")]) == AddReport(updated=1, replaced=1)
+    assert uris(gallery.search("red", k=1)) == uris(gallery.text_search("red", k=1)) == ["red.png"]
+    assert gallery.search("red", k=1)[0].captions == {"en": ["red, not really"]}
 
 
 def test_progress_after_each_batch(gallery: Gallery) -> None:
@@ -344,6 +352,26 @@ def test_reading_while_another_connection_writes(gallery: Gallery, model: Colour
         reader.join(timeout=30)
     assert not failures
     assert not reader.is_alive()
+
+
+def test_two_writers_at_once(gallery: Gallery) -> None:
+    gallery.add([entry("white")])
+    failures: list[BaseException] = []
+
+    def write(red: int) -> None:
+        try:
+            with Gallery.open(gallery.path, ColourEmbedder()) as writer:
+                writer.add((entry((red, level, 0)) for level in range(0, 250, 2)), batch_size=1)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=write, args=(red,)) for red in (10, 200)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert len(gallery) == len(gallery.search("red", k=1000)) == 251
 
 
 def test_one_gallery_in_several_threads(gallery: Gallery) -> None:
