@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from mm.errors import MMError, OptionError, UsageError
 from mm.metrics.tokenize import ptb_tokenize
@@ -104,15 +105,24 @@ def _package_directory() -> Path | None:
 
 
 def _run(
-    name: str, scorer: Callable[[], object], references: Mapping[str, Sequence[str]], candidates: Mapping[str, str]
+    name: str, make_scorer: Callable[[], Any], references: Mapping[str, Sequence[str]], candidates: Mapping[str, str]
 ) -> float:
     # Keys become numbers: they go into a command or a file of the Java program.
     tokenized_references = {i: [_plain(text) for text in texts] for i, texts in enumerate(references.values())}
     tokenized_candidates = {i: [_plain(candidates[key])] for i, key in enumerate(references)}
+    scorer: Any = make_scorer()
     try:
-        score, _ = scorer().compute_score(tokenized_references, tokenized_candidates)  # type: ignore[attr-defined]
+        score, _ = scorer.compute_score(tokenized_references, tokenized_candidates)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        raise MMError(f"the Java program of {name} failed: {error}; see whether `java -version` works") from error
+        raise MMError(
+            f"the Java program of {name} gave no score ({error}): check that `java -version` works (METEOR runs with "
+            "Java 8 to 17, SPICE was made for Java 8) and that there is memory for it (METEOR 2 GB, SPICE 8 GB)"
+        ) from error
+    finally:
+        # The METEOR scorer leaves its lock held when interrupted, and would wait for it for ever when it is deleted.
+        lock = getattr(scorer, "lock", None)
+        if lock is not None and lock.locked():
+            lock.release()
     return float(score)
 
 

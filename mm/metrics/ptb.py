@@ -48,6 +48,8 @@ def _any_of(words: str) -> str:
 
 # In order: the first alternative that matches at a position makes the token.
 _RULES = [
+    # A plain word, which most are. The rest is tried only when this fails.
+    r"(?!(?i:cannot|gimme|lemme|gonna|wanna|gotta)\s)[A-Za-z]+(?=\s)",
     # Markup, addresses, names of the web.
     r"<[/!]?[A-Za-z][^<>]*>",
     rf"(?:https?://|www\.){_URL_BODY}",
