@@ -1,10 +1,10 @@
 """mm: caption images, search them in words, and fine-tune both on WebDataset shards.
 
-    import mm
+import mm
 
-    model = mm.load("mm-tiny")
-    model.caption(["photo.jpg"])
-    mm.Gallery.open("my.gallery").search("a dog", k=10)
+model = mm.load("mm-tiny")
+model.caption(["photo.jpg"])
+mm.Gallery.open("my.gallery").search("a dog", k=10)
 """
 
 from __future__ import annotations

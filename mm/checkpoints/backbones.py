@@ -36,7 +36,9 @@ def load_stem_weights(vision: HybridViT | TimmViT, name: str, source: str) -> No
         try:
             state = timm.create_model(name, pretrained=True).state_dict()
         except Exception as error:  # hub, network and file errors of several libraries
-            raise UsageError(f"timm's weights of {name!r} can't be fetched ({error}); give a package or a file") from error
+            raise UsageError(
+                f"timm's weights of {name!r} can't be fetched ({error}); give a package or a file"
+            ) from error
     else:
         state = _read(source)
     network = timm.create_model(name, pretrained=False)

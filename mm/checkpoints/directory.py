@@ -168,7 +168,9 @@ def _assemble(description: Any, tokenizer: Tokenizer, state: dict[str, Tensor], 
     known = {field.name for field in fields(Architecture)}
     if not isinstance(description, dict) or not description.keys() <= known:
         extra = sorted(description.keys() - known) if isinstance(description, dict) else []
-        raise CheckpointError(f"{source}: the architecture in config.json has unknown keys {extra}; known: {sorted(known)}")
+        raise CheckpointError(
+            f"{source}: the architecture in config.json has unknown keys {extra}; known: {sorted(known)}"
+        )
     try:
         architecture = Architecture(**description)
         model = build(architecture, len(tokenizer), special_tokens(tokenizer))

@@ -60,4 +60,6 @@ def _download(name: str) -> Path:
         return Path(snapshot_download(name.removeprefix("hf:"), allow_patterns=["*.json", "*.safetensors", "*.md"]))
     except Exception as error:  # hub, network and cache errors of several libraries
         reason = str(error).splitlines()[0]
-        raise UnknownModelError(f"{name}: can't be fetched from the hub ({reason}); check the name and the network") from error
+        raise UnknownModelError(
+            f"{name}: can't be fetched from the hub ({reason}); check the name and the network"
+        ) from error

@@ -151,7 +151,9 @@ class CaptionData(L.LightningDataModule):
         for rejection in tally.rejections:
             log.warning("%s %s: rejected: %s %s", rejection.source, rejection.key, rejection.reason, rejection.detail)
         if not usable:
-            raise DataError(f"data.{split}: none of the {len(shards)} samples in {sources} can be used", "missing caption")
+            raise DataError(
+                f"data.{split}: none of the {len(shards)} samples in {sources} can be used", "missing caption"
+            )
         return shards, usable
 
     def keep_features(

@@ -57,7 +57,9 @@ class Tokenizer:
         try:
             text = Path(path).read_text(encoding="utf-8")
         except OSError as error:
-            raise CheckpointError(f"{path}: can't be read ({error.strerror}); a model needs its tokenizer.json") from error
+            raise CheckpointError(
+                f"{path}: can't be read ({error.strerror}); a model needs its tokenizer.json"
+            ) from error
         except UnicodeDecodeError as error:
             raise CheckpointError(f"{path}: isn't UTF-8, so not a tokenizer.json") from error
         return cls.from_json(text, str(path))
@@ -98,7 +100,9 @@ class Tokenizer:
 
         special = [PADDING, END, EMBED, MATCH, *map(language_token, languages)]
         if vocabulary < 256 + len(special):
-            raise OptionError(f"a vocabulary of {vocabulary} has no room for 256 bytes and {len(special)} special tokens")
+            raise OptionError(
+                f"a vocabulary of {vocabulary} has no room for 256 bytes and {len(special)} special tokens"
+            )
         backend = Backend(models.BPE())
         backend.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -145,4 +149,3 @@ class Tokenizer:
             row[: len(ids)] = ids
         lengths = np.array([len(r) for r in rows], dtype=np.int64).reshape(-1, 1)
         return tokens, np.arange(longest)[None, :] < lengths
-

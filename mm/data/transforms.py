@@ -21,7 +21,11 @@ class ImageTransform:
         self.size = size
         self._whole = v2.Resize((size, size), v2.InterpolationMode.BICUBIC, antialias=True)
         self._part = v2.RandomResizedCrop(
-            (size, size), scale=(crop, 1.0), ratio=(0.8, 1.25), interpolation=v2.InterpolationMode.BICUBIC, antialias=True
+            (size, size),
+            scale=(crop, 1.0),
+            ratio=(0.8, 1.25),
+            interpolation=v2.InterpolationMode.BICUBIC,
+            antialias=True,
         )
         self._color = v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2)
 

@@ -20,11 +20,13 @@ class Generated(NamedTuple):
 
     Args:
         tokens: ids behind the first token: the prompt's and the generated ones, without the end token.
-        score: sum of the log-probabilities of the generated tokens, the end token included.
+        generated: how many tokens were generated, the end token included.
+        score: sum of their log-probabilities.
         ended: whether the caption ended by itself, not at the length limit.
     """
 
     tokens: list[int]
+    generated: int
     score: float
     ended: bool
 
@@ -77,5 +79,5 @@ def generate(
     for given, tokens, score in rows:
         ended = end in tokens
         new = tokens[: tokens.index(end)] if ended else tokens
-        captions.append(Generated([*given[1:], *new], score, ended))
+        captions.append(Generated([*given[1:], *new], len(new) + ended, score, ended))
     return captions

@@ -68,7 +68,9 @@ class TimmViT(nn.Module):
         with torch.no_grad():
             shape = self.model.eval().forward_features(torch.zeros(1, 3, image_size, image_size)).shape
         if len(shape) != 3:
-            raise UsageError(f"timm's {name!r} gives features of shape {tuple(shape)}, not tokens; use it as a hybrid's stem")
+            raise UsageError(
+                f"timm's {name!r} gives features of shape {tuple(shape)}, not tokens; use it as a hybrid's stem"
+            )
 
     def frozen(self, pixels: Tensor) -> Tensor:
         """Returns (B, 3, H, W) ``pixels`` as they are: nothing of it is frozen."""

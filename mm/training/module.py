@@ -125,7 +125,9 @@ class VisionLanguageTraining(L.LightningModule):
         """Checks that the validation language is one the tokenizer knows."""
         if self.validation.language not in self.tokenizer.languages:
             known = ", ".join(self.tokenizer.languages)
-            raise OptionError(f"validation.language {self.validation.language!r} is unknown; the tokenizer knows {known}")
+            raise OptionError(
+                f"validation.language {self.validation.language!r} is unknown; the tokenizer knows {known}"
+            )
 
     def on_fit_start(self) -> None:
         """Computes the features that are kept."""
