@@ -168,6 +168,22 @@ class Pipeline:
         """
         raise self._lacks("match")
 
+    def require(self, capability: str, language: str | None = None) -> None:
+        """Makes sure of a capability before any work is done.
+
+        Args:
+            capability: ``caption``, ``embed`` or ``match``.
+            language: a language to caption in.
+
+        Raises:
+            CapabilityError: the model lacks the capability.
+            OptionError: the model doesn't caption in the language.
+        """
+        if capability not in self.capabilities:
+            raise self._lacks(capability)
+        if capability == "caption" and language is not None and language not in self.languages:
+            raise OptionError(f"{self.name} doesn't caption in {language!r}; languages: {', '.join(self.languages)}")
+
     def _lacks(self, capability: str) -> CapabilityError:
         has = ", ".join(self.capabilities)
         return CapabilityError(
@@ -225,8 +241,7 @@ class VisionLanguagePipeline(Pipeline):
         config: GenerationConfig = CAPTION,
         batch_size: int = 16,
     ) -> list[Caption]:
-        if language not in self.tokenizer.languages:
-            raise OptionError(f"{self.name} doesn't caption in {language!r}; languages: {', '.join(self.languages)}")
+        self.require("caption", language)
         count = 1 if isinstance(images, ImageLike) else len(images)
         texts = [prompt] * count if isinstance(prompt, str) else list(prompt)
         if len(texts) != count:

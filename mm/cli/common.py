@@ -1,0 +1,171 @@
+"""What several commands share: parsing, reading images, and reporting."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from jsonargparse import ArgumentParser, Namespace
+
+from mm.data.images import DEFAULT_MAX_PIXELS, decode_image
+from mm.data.samples import Rejection, Sample, Tally
+from mm.errors import ImageError, OutputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from mm.generation import GenerationConfig
+
+T = TypeVar("T")
+
+
+class Parser(ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints what is wrong, and exits with status 2."""
+        line = " ".join(str(message).split())
+        print(f"{self.prog}: {line}; see '{self.prog} --help'", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
+    """Parses a command's arguments."""
+    return parser.parse_args(list(arguments))
+
+
+def add_model(parser: ArgumentParser, default: str | None = "mm-tiny") -> None:
+    """Adds ``--model`` and ``--device``."""
+    parser.add_argument("--model", type=str | None, default=default, help="a name that 'mm models' explains")
+    parser.add_argument("--device", type=str | None, default=None, help="cpu, cuda, ...; a GPU if there is one")
+
+
+def add_json(parser: ArgumentParser) -> None:
+    """Adds ``--json``."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+
+
+def add_max_pixels(parser: ArgumentParser) -> None:
+    """Adds ``--max_pixels``."""
+    parser.add_argument("--max_pixels", type=int, default=DEFAULT_MAX_PIXELS, help="largest image that is decoded")
+
+
+def add_generation(parser: ArgumentParser, beams: int = 3) -> None:
+    """Adds the options of decoding."""
+    parser.add_argument("--beams", type=int, default=beams, help="sequences kept at each step; 1 for greedy search")
+    parser.add_argument("--min_tokens", type=int, default=1, help="tokens a caption has at least")
+    parser.add_argument("--max_tokens", type=int, default=30, help="tokens a caption has at most")
+    parser.add_argument("--length_penalty", type=float, default=1.0, help="above 0, longer captions rank higher")
+    parser.add_argument("--repetition_penalty", type=float, default=1.0, help="above 1, words repeat less")
+
+
+def generation_config(options: Namespace) -> GenerationConfig:
+    """Makes the decoding options of what was parsed.
+
+    Raises:
+        OptionError: one is out of range.
+    """
+    from mm.generation import GenerationConfig
+
+    return GenerationConfig(
+        beams=options.beams,
+        min_tokens=options.min_tokens,
+        max_tokens=options.max_tokens,
+        length_penalty=options.length_penalty,
+        repetition_penalty=options.repetition_penalty,
+    )
+
+
+def decoded(
+    items: Iterable[Sample | Rejection], tally: Tally, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> Iterator[tuple[Sample, Image]]:
+    """Decodes the images of samples; what can't be decoded is rejected.
+
+    Args:
+        items: what a reader yields.
+        tally: counts used and rejected samples.
+        max_pixels: the most pixels an image may have.
+    """
+    for sample in tally.accept(items):
+        try:
+            image = decode_image(sample.image, sample.source, max_pixels)
+        except ImageError as error:
+            tally.reject(Rejection.of(error, sample.source, sample.key))
+            continue
+        yield sample, image
+
+
+def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Groups items into lists of ``size``; the last may be shorter."""
+    batch: list[T] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def check_writable(path: Path) -> None:
+    """Makes sure that a file can be written before any work is done.
+
+    Raises:
+        OutputError: it can't.
+    """
+    existed = path.exists()
+    try:
+        with path.open("ab"):
+            pass
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise OutputError(f"{path}: can't be written ({error.strerror})") from error
+
+
+def print_json(result: dict[str, Any]) -> None:
+    """Prints one JSON object on standard output."""
+    print(json.dumps(result, ensure_ascii=False))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, errors: bool = False) -> None:
+    """Prints a table on standard output, or on standard error."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, overflow="fold", justify="left" if number == 0 else "default")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row))
+    Console(stderr=errors, markup=False, highlight=False).print(table)
+
+
+def print_figures(title: str, figures: dict[str, Any]) -> None:
+    """Prints figures as a table of two columns."""
+    print_table(title, ("figure", "value"), list(figures.items()))
+
+
+def report_rejections(tally: Tally) -> int:
+    """Prints what was rejected and why, as the last table.
+
+    Returns:
+        The exit status: 0 where nothing was rejected, else 1.
+    """
+    if tally.ok:
+        return 0
+    rows = [(r.reason, r.source, r.detail) for r in sorted(tally.rejections, key=lambda r: (r.reason, r.source))]
+    print_table(f"Rejected: {tally.rejected} of {tally.seen}", ("reason", "source", "detail"), rows, errors=True)
+    return 1
+
+
+def rejections_json(tally: Tally) -> list[dict[str, str]]:
+    """Gives rejections as JSON values."""
+    return [{"source": r.source, "key": r.key, "reason": r.reason, "detail": r.detail} for r in tally.rejections]
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
