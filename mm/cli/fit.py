@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
-from lightning.pytorch.cli import LightningCLI
+from lightning import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from mm.data.datamodule import CaptionData
 from mm.training.memory import keep_large_allocations
 from mm.training.module import VisionLanguageTraining
 
 
+class TrainingParser(LightningArgumentParser):
+    """LightningCLI's parser, with errors of one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints what is wrong, and exits with status 2."""
+        line = " ".join(str(message).split())
+        program = self.prog.replace(" [options]", "")
+        print(f"{program}: {line}; see '{program} --help'", file=sys.stderr)
+        raise SystemExit(2)
+
+
 class TrainingCLI(LightningCLI):
-    """LightningCLI that gives the data what it needs of the model."""
+    """LightningCLI that gives the data what it needs of the model, and logs under the trainer's ``default_root_dir``."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Builds the trainer, with CSV and TensorBoard logs unless the configuration names other loggers."""
+        config = self.config[self.subcommand].trainer if self.subcommand else self.config.trainer
+        if config.logger in (None, True) and not config.fast_dev_run:
+            root = Path(config.default_root_dir or "runs")
+            kwargs["logger"] = [CSVLogger(root, name="csv"), TensorBoardLogger(root, name="tensorboard")]
+        return super().instantiate_trainer(**kwargs)
 
     def instantiate_classes(self) -> None:
         """Builds model, data and trainer, and attaches the tokenizer and image size to the data."""
@@ -24,7 +48,7 @@ class TrainingCLI(LightningCLI):
 def run(arguments: Sequence[str], program: str) -> int:
     """Runs ``mm fit``, ``mm validate`` or ``mm test``."""
     keep_large_allocations()
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*(does not have many workers|LightningCLI's args parameter|LeafSpec).*")
     TrainingCLI(
         VisionLanguageTraining,
         CaptionData,
@@ -32,6 +56,8 @@ def run(arguments: Sequence[str], program: str) -> int:
         save_config_kwargs={"overwrite": True},
         trainer_defaults={"use_distributed_sampler": False},
         seed_everything_default=0,
+        parser_class=TrainingParser,
         parser_kwargs={"prog": "mm"},
+        auto_configure_optimizers=False,
     )
     return 0
