@@ -50,8 +50,8 @@ def load(name: str | Path = "mm-tiny", device: str | torch.device | None = None)
     """Loads a model.
 
     Args:
-        name: ``mm-tiny``, a model directory, a training checkpoint, ``hf:owner/name``, or ``open_clip:architecture/tag``
-            where the tag may be a local file.
+        name: ``mm-tiny``, a model directory, a training checkpoint, ``hf:owner/name``, or
+            ``open_clip:architecture/tag`` where the tag may be a local file.
         device: where it runs; None for the GPU if there is one.
 
     Raises:
@@ -186,9 +186,8 @@ class Pipeline:
 
     def _lacks(self, capability: str) -> CapabilityError:
         has = ", ".join(self.capabilities)
-        return CapabilityError(
-            f"{self.name} can't {capability} (it can {has}); models that can: {', '.join(BUILT_IN)} and those that 'mm fit' trains"
-        )
+        able = f"{', '.join(BUILT_IN)} and those that 'mm fit' trains"
+        return CapabilityError(f"{self.name} can't {capability} (it can {has}); models that can: {able}")
 
     def _batches(
         self, images: ImageLike | Sequence[ImageLike], transform: Callable[[Image.Image], Tensor], size: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -57,10 +58,8 @@ class Lines:
     def _abandon(self, end: int) -> None:
         """Cuts the part off behind its last whole line."""
         assert self._file is not None and self._part is not None
-        try:
+        with contextlib.suppress(OSError):
             self._file.close()
-        except OSError:
-            pass
         os.truncate(self._part, end)
         self._file = None
 

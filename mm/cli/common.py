@@ -141,7 +141,10 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
         table.add_column(column, overflow="fold", justify="left" if number == 0 else "default")
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
-    Console(stderr=errors, markup=False, highlight=False).print(table)
+    console = Console(stderr=errors, markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = 1000  # whole lines for files and pipes
+    console.print(table)
 
 
 def print_figures(title: str, figures: dict[str, Any]) -> None:

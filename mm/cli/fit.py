@@ -29,7 +29,7 @@ class TrainingParser(LightningArgumentParser):
 
 
 class TrainingCLI(LightningCLI):
-    """LightningCLI that gives the data what it needs of the model, and logs under the trainer's ``default_root_dir``."""
+    """LightningCLI that gives the data what it needs of the model, and logs under ``trainer.default_root_dir``."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer, with CSV and TensorBoard logs unless the configuration names other loggers."""

@@ -29,9 +29,9 @@ def run(arguments: Sequence[str], program: str) -> int:
 
     from mm.checkpoints.resolve import ASSETS, BUILT_IN
 
+    found = [path for folder in options.folders for path in _find(Path(folder))]
     models = [_describe(name, ASSETS / name) for name in BUILT_IN]
-    for folder in options.folders:
-        models += [_describe(str(path), path) for path in _find(Path(folder))]
+    models += [_describe(str(path), path) for path in found]
     if options.open_clip:
         import open_clip
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mm.cli import common
+from mm.data.making import samples_from
 from mm.data.samples import Tally
-from mm.data.shards import check_shards, samples_from, write_shards
+from mm.data.shards import check_shards, write_shards
 from mm.errors import UsageError
 
 ACTIONS = ("make", "check")
@@ -79,7 +80,7 @@ def _check(arguments: Sequence[str], program: str) -> int:
             decode=options.decode,
             max_pixels=options.max_pixels,
         )
-    figures = {"shards": len(report.shards), "samples": report.samples, "problems": len(report.problems)}
+    figures = {"shards": report.shards, "samples": report.samples, "problems": len(report.problems)}
     if options.json:
         common.print_json(figures | {"rejections": common.rejections_json(report.tally)})
     else:

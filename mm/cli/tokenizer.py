@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
+from mm.cli import common
 
 
 def run(arguments: Sequence[str], program: str) -> int:
     """Runs ``mm tokenizer``."""
-    parser = ArgumentParser(prog=program, description="Learn a byte-level BPE tokenizer from the captions of shards.")
+    parser = common.Parser(prog=program, description="Learn a byte-level BPE tokenizer from the captions of shards.")
     parser.add_argument("data", nargs="+", help="folders, shards or patterns of shards")
     parser.add_argument("--output", required=True, type=Path, help="the tokenizer.json to write")
     parser.add_argument("--vocabulary", type=int, default=5000, help="number of tokens")
     parser.add_argument("--languages", nargs="+", default=["en", "zh"], help="languages, one first token each")
-    options = parser.parse_args(list(arguments))
+    options = common.parse(parser, arguments)
 
     from mm.data.datamodule import expand
     from mm.data.manifest import Manifest

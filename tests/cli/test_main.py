@@ -1,0 +1,70 @@
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mm.cli import COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command(run, command):
+    status, out, _ = run(command, "--help")
+    assert status == 0
+    assert "usage: mm" in out
+    assert command in out
+
+
+@pytest.mark.parametrize("action", ["make", "check"])
+def test_help_of_both_shard_actions(run, action):
+    status, out, _ = run("shards", action, "--help")
+    assert status == 0
+    assert f"mm shards {action}" in out
+
+
+def test_help_lists_every_command(run):
+    status, out, _ = run("--help")
+    assert status == 0
+    assert all(f"  {name} " in out for name in COMMANDS)
+
+
+def test_no_command_shows_the_help_and_fails(run):
+    status, out, _ = run()
+    assert status == 2
+    assert "usage: mm" in out
+
+
+def test_unknown_command_names_the_known_ones(run):
+    status, _, err = run("captoin")
+    assert status == 2
+    assert err.count("\n") == 1
+    assert "'captoin'" in err and "caption" in err
+
+
+def test_version(run):
+    import mm
+
+    assert run("--version") == (0, f"mm {mm.__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("shards",)])
+def test_unknown_option_is_one_line(run, command):
+    status, _, err = run(command, "--no-such-option", "1")
+    assert status == 2
+    assert err.count("\n") == 1
+    assert f"mm {command}" in err
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    heavy = ("torch", "numpy", "jsonargparse")
+    code = f"import sys; from mm.cli import main; main(['--help']); print([m for m in {heavy} if m in sys.modules])"
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert time.perf_counter() - start < 5
+
+
+def test_a_closed_pipe_is_no_traceback(model, photos):
+    command = f"{sys.executable} -m mm caption {photos} --model {model} --max_tokens 3 | head -c 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
