@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from mm.data.datamodule import CaptionData
+from mm.errors import OutputError
 from mm.training.memory import keep_large_allocations
 from mm.training.module import VisionLanguageTraining
 
@@ -20,11 +22,12 @@ from mm.training.module import VisionLanguageTraining
 class TrainingParser(LightningArgumentParser):
     """LightningCLI's parser, with errors of one line."""
 
+    program = "mm fit"
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints what is wrong, and exits with status 2."""
         line = " ".join(str(message).split())
-        program = self.prog.replace(" [options]", "")
-        print(f"{program}: {line}; see '{program} --help'", file=sys.stderr)
+        print(f"{self.program}: {line}; see '{self.program} --help'", file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -34,8 +37,10 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer, with CSV and TensorBoard logs unless the configuration names other loggers."""
         config = self.config[self.subcommand].trainer if self.subcommand else self.config.trainer
+        root = Path(config.default_root_dir or "runs")
+        if not config.fast_dev_run:
+            _check_folder(root)
         if config.logger in (None, True) and not config.fast_dev_run:
-            root = Path(config.default_root_dir or "runs")
             kwargs["logger"] = [CSVLogger(root, name="csv"), TensorBoardLogger(root, name="tensorboard")]
         return super().instantiate_trainer(**kwargs)
 
@@ -45,9 +50,19 @@ class TrainingCLI(LightningCLI):
         self.datamodule.attach(self.model.tokenizer, self.model.architecture.image_size)
 
 
+def _check_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise OutputError(f"trainer.default_root_dir {path}: can't be written ({error.strerror})") from error
+
+
 def run(arguments: Sequence[str], program: str) -> int:
     """Runs ``mm fit``, ``mm validate`` or ``mm test``."""
     keep_large_allocations()
+    TrainingParser.program = program
     warnings.filterwarnings("ignore", ".*(does not have many workers|LightningCLI's args parameter|LeafSpec).*")
     TrainingCLI(
         VisionLanguageTraining,

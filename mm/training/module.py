@@ -81,21 +81,21 @@ class VisionLanguageTraining(L.LightningModule):
 
     def __init__(
         self,
-        architecture: Architecture | None = None,
+        architecture: Architecture = Architecture(),  # noqa: B008 (frozen)
         tokenizer: str = "mm-tiny",
         init: str | None = None,
         vision_weights: str | None = None,
-        losses: Losses | None = None,
-        optimizer: OptimizerSettings | None = None,
-        validation: Validation | None = None,
+        losses: Losses = Losses(),  # noqa: B008
+        optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008
+        validation: Validation = Validation(),  # noqa: B008
         vision_frozen_epochs: int = 0,
         keep_features: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.losses = losses or Losses()
-        self.optimizer_settings = optimizer or OptimizerSettings()
-        self.validation = validation or Validation()
+        self.losses = losses
+        self.optimizer_settings = optimizer
+        self.validation = validation
         self.vision_frozen_epochs = vision_frozen_epochs
         self.keep_features = keep_features
         self.seed = seed
@@ -108,7 +108,7 @@ class VisionLanguageTraining(L.LightningModule):
             from mm.checkpoints.resolve import find_tokenizer
 
             torch.manual_seed(seed)
-            self.architecture = architecture or Architecture()
+            self.architecture = architecture
             self.tokenizer = Tokenizer.read(find_tokenizer(tokenizer))
             self.model = build(self.architecture, len(self.tokenizer), special_tokens(self.tokenizer))
             if vision_weights is not None:
