@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from mm.errors import OptionError
@@ -9,14 +10,16 @@ from mm.errors import OptionError
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """How captions are decoded. Every option acts in every strategy.
+    """How captions are decoded: by greedy search or by beam search.
 
     Args:
         beams: sequences kept at each step; 1 for greedy search.
         min_tokens: tokens a caption has at least before it may end.
         max_tokens: tokens a caption has at most, the prompt not counted.
-        length_penalty: beam search ranks captions by log-probability / tokens ** length_penalty; above 0 favours longer ones.
-        repetition_penalty: above 1, tokens that are there already become less likely (Keskar et al., arXiv:1909.05858).
+        length_penalty: beam search ranks captions by log-probability / tokens ** length_penalty; above 0 favours longer
+            ones. Greedy search follows a single caption, so there is nothing to rank.
+        repetition_penalty: above 1, tokens that are there already, the prompt's too, become less likely (Keskar et al.,
+            arXiv:1909.05858). Greedy search divides logits by it, beam search log-probabilities.
 
     Raises:
         OptionError: an option is out of range, or two contradict each other.
@@ -35,5 +38,7 @@ class GenerationConfig:
             raise OptionError(f"max_tokens must be at least 1, not {self.max_tokens}")
         if not 0 <= self.min_tokens <= self.max_tokens:
             raise OptionError(f"min_tokens {self.min_tokens} must be between 0 and max_tokens {self.max_tokens}")
-        if self.repetition_penalty <= 0:
-            raise OptionError(f"repetition_penalty must be above 0, not {self.repetition_penalty}")
+        if not -10 <= self.length_penalty <= 10:
+            raise OptionError(f"length_penalty must be between -10 and 10, not {self.length_penalty}")
+        if not (self.repetition_penalty > 0 and math.isfinite(self.repetition_penalty)):
+            raise OptionError(f"repetition_penalty must be a number above 0, not {self.repetition_penalty}")

@@ -12,8 +12,8 @@ from mm.models.text import TextTransformer
 class Decoder:
     """A text decoder in the middle of decoding: it has seen some tokens of every row.
 
-    The image keys and values are projected once per image and shared by its beams; the keys and values of tokens are kept in a
-    preallocated cache.
+    The image keys and values are projected once per image and shared by its beams; the keys and values of tokens are
+    kept in a preallocated cache.
 
     Args:
         model: the text decoder.

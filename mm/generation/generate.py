@@ -57,8 +57,15 @@ def generate(
         One caption for each image.
 
     Raises:
+        ValueError: the number of prompts isn't that of the images, or a prompt is empty.
         OptionError: prompt and ``max_tokens`` together are more than the model has positions for.
     """
+    if len(prompts) != len(image_tokens):
+        raise ValueError(f"{len(prompts)} prompts for {len(image_tokens)} images")
+    if not all(prompts):
+        raise ValueError("a prompt has no token: it begins with the language token at least")
+    if not prompts:
+        return []
     longest = max(map(len, prompts))
     room = model.max_tokens - longest + 1
     if config.max_tokens > room:

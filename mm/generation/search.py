@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mm.generation.config import GenerationConfig
@@ -14,16 +15,19 @@ NEVER = -torch.inf
 
 
 class Found(NamedTuple):
-    """What a search found: (B, max_tokens) int64 tokens behind the prompt, and the (B,) sum of their log-probabilities.
+    """What a search found for B images.
 
-    A caption goes up to its end token, which is included; what stands behind it is padding.
+    Args:
+        tokens: (B, T) int64 tokens behind the prompt, T at most ``max_tokens``. A caption goes up to its end token,
+            which is included; what stands behind it is padding.
+        scores: (B,) sums of their log-probabilities under the model, no penalty applied.
     """
 
     tokens: Tensor
     scores: Tensor
 
 
-def _finished(flags: Tensor, step: int) -> bool:
+def _all_done(flags: Tensor, step: int) -> bool:
     """Asks whether all are finished; on an accelerator only now and then, since the answer makes the host wait."""
     return (flags.device.type == "cpu" or step % 8 == 7) and bool(flags.all())
 
@@ -49,20 +53,51 @@ def greedy_search(
     tokens = prompt
     done = torch.zeros(rows, dtype=torch.bool, device=prompt.device)
     total = torch.zeros(rows, device=prompt.device)
+    ending = torch.tensor([end], device=prompt.device)
     for step in range(config.max_tokens):
         logits = decoder.logits(tokens, padding)
         scores = penalize_repetition(logits, tokens, padding, config.repetition_penalty)
         if step < config.min_tokens:
-            scores[:, end] = NEVER
+            scores = scores.index_fill(1, ending, NEVER)
         best = scores.argmax(-1)
         gained = logits.log_softmax(-1).gather(1, best[:, None])[:, 0]
         total = torch.where(done, total, total + gained)
         tokens = torch.cat([tokens, torch.where(done, fill, best)[:, None]], 1)
         padding = _grow(padding)
         done = done | (best == end)
-        if _finished(done, step):
+        if _all_done(done, step):
             break
     return Found(tokens[:, length:], total)
+
+
+class _Finished:
+    """The K best finished captions of every image so far.
+
+    Args:
+        images: how many images B.
+        beams: K.
+        max_tokens: the most tokens of a caption.
+        fill: id of the padding token.
+        device: where they are kept.
+    """
+
+    def __init__(self, images: int, beams: int, max_tokens: int, fill: int, device: torch.device) -> None:
+        self.fill = fill
+        self.scores = torch.full((images, beams), NEVER, device=device)
+        self.totals = torch.zeros(images, beams, device=device)
+        self.tokens = torch.full((images, beams, max_tokens), fill, device=device)
+
+    def add(self, scores: Tensor, totals: Tensor, tokens: Tensor) -> None:
+        """Keeps the best of those there and of (B, R) new ones with (B, R, T) tokens; a score of ``NEVER`` is none."""
+        beams, room = self.tokens.shape[1:]
+        padded = F.pad(tokens, (0, room - tokens.shape[2]), value=self.fill)
+        self.scores, chosen = torch.cat([self.scores, scores], 1).topk(beams, dim=1)
+        self.totals = torch.cat([self.totals, totals], 1).gather(1, chosen)
+        self.tokens = _rows(torch.cat([self.tokens, padded], 1), chosen)
+
+
+def _rows(tokens: Tensor, chosen: Tensor) -> Tensor:
+    return tokens.gather(1, chosen[..., None].expand(-1, -1, tokens.shape[2]))
 
 
 def beam_search(
@@ -70,7 +105,7 @@ def beam_search(
 ) -> Found:
     """Keeps the K likeliest beginnings at every step, and returns the caption of the best length-penalized score.
 
-    A row is done once no running beam can beat its K finished captions.
+    A row is done once its best running beam, at its length so far, scores no better than any of K finished captions.
 
     Args:
         decoder: at the beginning, with one row for each image.
@@ -85,11 +120,11 @@ def beam_search(
     spread = torch.arange(images, device=device).repeat_interleave(beams)
     first_row = torch.arange(images, device=device)[:, None] * beams
     rank = torch.arange(2 * beams, device=device)
-    running = torch.full((images, beams), NEVER, device=device)
+    ending = torch.tensor([end], device=device)
+    running = torch.full((images, beams), NEVER, device=device)  # what beams are ranked by: with the repetition penalty
     running[:, 0] = 0.0
-    kept_scores = torch.full((images, beams), NEVER, device=device)
-    kept_sums = torch.zeros(images, beams, device=device)
-    kept = torch.full((images, beams, config.max_tokens), fill, device=device)
+    totals = torch.zeros(images, beams, device=device)  # sums of log-probabilities: without it
+    finished = _Finished(images, beams, config.max_tokens, fill, device)
     done = torch.zeros(images, dtype=torch.bool, device=device)
 
     logits = decoder.logits(prompt, padding)[spread]
@@ -99,12 +134,14 @@ def beam_search(
     for step in range(config.max_tokens):
         if step:
             logits = decoder.logits(tokens, padding)
-        scores = penalize_repetition(logits.log_softmax(-1), tokens, padding, config.repetition_penalty)
+        likely = logits.log_softmax(-1)
+        scores = penalize_repetition(likely, tokens, padding, config.repetition_penalty)
         if step < config.min_tokens:
-            scores[:, end] = NEVER
+            scores = scores.index_fill(1, ending, NEVER)
         vocabulary = scores.shape[-1]
         sums = (scores.view(images, beams, -1) + running[..., None]).flatten(1)
         best_sums, best = sums.topk(2 * beams, dim=1)
+        best_totals = totals.gather(1, best // vocabulary) + likely.view(images, -1).gather(1, best)
         source, token = best // vocabulary + first_row, best % vocabulary
         grown = torch.cat([tokens[source], token[..., None]], 2)
         ended = token == end
@@ -112,21 +149,16 @@ def beam_search(
 
         complete = (ended | last) & (rank < beams) & ~done[:, None]
         ranked = (best_sums / (step + 1) ** config.length_penalty).masked_fill(~complete, NEVER)
-        behind = torch.full((images, 2 * beams, config.max_tokens - step - 1), fill, device=device)
-        pool_scores = torch.cat([kept_scores, ranked], 1)
-        pool = torch.cat([kept, torch.cat([grown[..., length:], behind], 2)], 1)
-        pool_sums = torch.cat([kept_sums, best_sums], 1)
-        kept_scores, chosen = pool_scores.topk(beams, dim=1)
-        kept = pool.gather(1, chosen[..., None].expand(-1, -1, config.max_tokens))
-        kept_sums = pool_sums.gather(1, chosen)
+        finished.add(ranked, best_totals, grown[..., length:])
 
         running, chosen = best_sums.masked_fill(ended, NEVER).topk(beams, dim=1)
         reachable = running[:, 0] / (step + 1) ** config.length_penalty
-        done = done | (reachable <= kept_scores[:, -1])
-        if last or _finished(done, step):
+        done = done | (reachable <= finished.scores[:, -1])
+        if last or _all_done(done, step):
             break
-        tokens = grown.gather(1, chosen[..., None].expand(-1, -1, grown.shape[-1])).flatten(0, 1)
+        totals = best_totals.gather(1, chosen)
+        tokens = _rows(grown, chosen).flatten(0, 1)
         rows = source.gather(1, chosen).flatten()
         decoder.select(rows)
         padding = _grow(padding[rows] if padding is not None else None)
-    return Found(kept[:, 0], kept_sums[:, 0])
+    return Found(finished.tokens[:, 0], finished.totals[:, 0])

@@ -1,7 +1,8 @@
 """The parts every transformer of mm is made of.
 
-Shapes use one legend throughout the project: ``B`` batch, ``C`` channels, ``H W`` image height and width, ``P`` patches
-(image tokens), ``T`` text tokens, ``D`` model width, ``N`` heads, ``K`` beams, ``V`` vocabulary, ``E`` shared embedding.
+Shapes use one legend throughout the project: ``B`` batch, ``C`` channels, ``H W`` image height and width, ``P``
+patches (image tokens), ``T`` text tokens, ``D`` model width, ``N`` heads, ``K`` beams, ``V`` vocabulary, ``E`` shared
+embedding.
 """
 
 from mm.layers.attention import Attention, KeyValues

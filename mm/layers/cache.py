@@ -50,7 +50,7 @@ class SelfAttentionCache:
         end = self.length + new.keys.shape[2]
         if end > self.capacity:
             raise ValueError(f"a cache for {self.capacity} tokens can't hold {end}")
-        keys, values = self._store[layer]
+        keys, values = self._store[layer, 0], self._store[layer, 1]
         keys[:, :, self.length : end] = new.keys
         values[:, :, self.length : end] = new.values
         return KeyValues(keys[:, :, :end], values[:, :, :end])

@@ -14,7 +14,7 @@ class Architecture:
     """A vision encoder, a text encoder and a text decoder.
 
     Args:
-        vision: a ViT of timm; with ``hybrid_blocks``, the convolutional network of timm that is the stem of a hybrid ViT.
+        vision: a ViT of timm; with ``hybrid_blocks``, the convolutional network of timm that is a hybrid ViT's stem.
         hybrid_blocks: transformer blocks on the stem; 0 for a plain ViT.
         image_size: side of the square input in pixels.
         mean: per-channel mean of the pixels that the vision weights expect.
@@ -56,11 +56,7 @@ def build(architecture: Architecture, vocabulary: int, special: SpecialTokens) -
         UsageError: a number is out of range, or timm lacks the vision model.
     """
     a = architecture
-    if a.width % a.heads:
-        raise UsageError(f"architecture.width {a.width} must be a multiple of architecture.heads {a.heads}")
-    for name in ("encoder_blocks", "decoder_blocks", "image_size", "embedding_width"):
-        if getattr(a, name) < 1:
-            raise UsageError(f"architecture.{name} must be at least 1, not {getattr(a, name)}")
+    _check(a)
     vision = vision_encoder(
         a.vision,
         image_size=a.image_size,
@@ -84,3 +80,20 @@ def build(architecture: Architecture, vocabulary: int, special: SpecialTokens) -
         max_tokens=a.max_tokens,
         dropout=a.dropout,
     )
+
+
+def _check(architecture: Architecture) -> None:
+    a = architecture
+    least = dict.fromkeys(("width", "heads", "encoder_blocks", "decoder_blocks", "image_size", "embedding_width"), 1)
+    for name, lowest in (least | {"hybrid_blocks": 0, "max_tokens": 2, "frozen_stages": -1}).items():
+        if getattr(a, name) < lowest:
+            raise UsageError(f"architecture.{name} must be at least {lowest}, not {getattr(a, name)}")
+    if a.width % a.heads:
+        raise UsageError(f"architecture.width {a.width} must be a multiple of architecture.heads {a.heads}")
+    if not 0 <= a.dropout < 1:
+        raise UsageError(f"architecture.dropout must be at least 0 and below 1, not {a.dropout}")
+    for name in ("mean", "std"):
+        if len(getattr(a, name)) != 3:
+            raise UsageError(f"architecture.{name} must be three numbers, one per channel, not {getattr(a, name)}")
+    if not all(value > 0 for value in a.std):
+        raise UsageError(f"architecture.std must be above 0, not {a.std}")

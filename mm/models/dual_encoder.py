@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ class DualEncoder(nn.Module):
 
     def __init__(self, model: nn.Module, tokenize: Callable[[Sequence[str]], Tensor], embedding_width: int) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.tokenize = tokenize
         self.embedding_width = embedding_width
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ class TextTransformer(nn.Module):
 
     Args:
         embedding: (V, D) token embedding; may be shared with another transformer.
-        blocks: the stack.
+        blocks: the stack, at least one.
         max_tokens: the most tokens a sequence may have.
         mask: ``bidirectional`` for an encoder, ``causal`` for a decoder.
         head: share the embedding as the map from D to V logits, with a bias of its own; without it there are no logits.
@@ -41,16 +42,26 @@ class TextTransformer(nn.Module):
         self.positions = nn.Parameter(torch.randn(max_tokens, self.width) * 0.02)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(blocks)
-        self.norm = nn.LayerNorm(self.width) if self.blocks and self.blocks[0].pre_norm else nn.Identity()
+        self.norm = nn.LayerNorm(self.width) if self._stack()[0].pre_norm else nn.Identity()
         self.head_bias = nn.Parameter(torch.zeros(embedding.num_embeddings)) if head else None
 
+    def _stack(self) -> list[Block]:
+        return cast(list[Block], list(self.blocks))
+
     def keys_values(self, context: Tensor) -> list[KeyValues]:
-        """Projects (B, P, D) image tokens once for the cross-attention of every block."""
-        return [block.cross_attention.keys_values(context) for block in self.blocks]
+        """Projects (B, P, D) image tokens once for the cross-attention of every block.
+
+        Raises:
+            ValueError: a block has no cross-attention.
+        """
+        crossing = [block.cross_attention for block in self._stack()]
+        if None in crossing:
+            raise ValueError("this text transformer has blocks without cross-attention")
+        return [attention.keys_values(context) for attention in crossing if attention is not None]
 
     def cache(self, rows: int, capacity: int) -> SelfAttentionCache:
         """Makes an empty cache for ``rows`` sequences of up to ``capacity`` tokens."""
-        heads = self.blocks[0].attention.heads
+        heads = self._stack()[0].attention.heads
         weight = self.embedding.weight
         return SelfAttentionCache(
             len(self.blocks),
@@ -95,7 +106,7 @@ class TextTransformer(nn.Module):
             positions = self.positions[(padding.cumsum(1) - 1).clamp_min(0)[:, past:]]
         mask = attention_mask(self.mask, queries, keys, padding=padding, device=tokens.device)
         x = self.dropout(self.embedding(tokens) + positions)
-        for layer, block in enumerate(self.blocks):
+        for layer, block in enumerate(self._stack()):
             x = block(x, mask=mask, context=context[layer] if context else None, cache=cache, layer=layer)
         if cache is not None:
             cache.advance(queries)

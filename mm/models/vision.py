@@ -1,12 +1,14 @@
 """Vision encoders: from pixels to image tokens.
 
-Every encoder has ``width`` (D of its tokens) and two halves, ``frozen`` and ``tokens``, whose composition is ``forward``. What
-``frozen`` returns doesn't change while the encoder trains, so that training may keep it instead of computing it again.
+Every encoder has ``width`` (D of its tokens) and two halves, ``frozen`` and ``tokens``, whose composition is
+``forward``. What ``frozen`` returns doesn't change while the encoder trains, so that training may keep it instead of
+computing it again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import timm
 import torch
@@ -38,13 +40,32 @@ class Normalize(nn.Module):
         return (pixels - self.mean) / self.std
 
 
-def _timm_model(name: str, **kwargs: object) -> nn.Module:
-    try:
-        return timm.create_model(name, pretrained=False, num_classes=0, **kwargs)
-    except RuntimeError as error:
+def _timm_model(name: str, **kwargs: Any) -> Any:
+    if not timm.is_model(name):  # asked first: create_model would fetch a name like hf-hub:owner/model
         close = timm.list_models(f"*{name.split('_')[0]}*")[:8]
         hint = f"; some that exist: {', '.join(close)}" if close else ""
-        raise UsageError(f"timm has no vision model named {name!r}{hint}") from error
+        raise UsageError(f"timm has no vision model named {name!r}{hint}")
+    try:
+        return timm.create_model(name, pretrained=False, num_classes=0, **kwargs)
+    except Exception as error:  # each family of timm checks its arguments in its own way
+        options = ", ".join(f"{key} {value}" for key, value in kwargs.items())
+        raise UsageError(f"timm can't build {name!r}{' with ' if options else ''}{options}: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _vit(name: str, image_size: int) -> Any:
+    try:
+        return _timm_model(name, img_size=image_size)
+    except UsageError as error:
+        if isinstance(error.__cause__, TypeError):
+            raise UsageError(
+                f"timm's {name!r} isn't a ViT with an image size; a convolutional network is the stem of a hybrid ViT: "
+                "set hybrid_blocks to 1 or more"
+            ) from error
+        raise
 
 
 class TimmViT(nn.Module):
@@ -63,14 +84,22 @@ class TimmViT(nn.Module):
     def __init__(self, name: str, image_size: int, mean: Iterable[float], std: Iterable[float]) -> None:
         super().__init__()
         self.normalize = Normalize(mean, std)
-        self.model = _timm_model(name, img_size=image_size)
+        self.model = _vit(name, image_size)
+        if getattr(self.model, "attn_pool", None) is not None:
+            self.model.attn_pool = None  # pools tokens into one; here all of them are used
         self.width: int = self.model.num_features
         with torch.no_grad():
-            shape = self.model.eval().forward_features(torch.zeros(1, 3, image_size, image_size)).shape
+            try:
+                shape = self.model.eval().forward_features(torch.zeros(1, 3, image_size, image_size)).shape
+            except (AssertionError, RuntimeError, ValueError) as error:
+                raise UsageError(
+                    f"timm's {name!r} can't see {image_size} x {image_size} pixels: {_line(error)}"
+                ) from error
         if len(shape) != 3:
             raise UsageError(
                 f"timm's {name!r} gives features of shape {tuple(shape)}, not tokens; use it as a hybrid's stem"
             )
+        self.model.train()
 
     def frozen(self, pixels: Tensor) -> Tensor:
         """Returns (B, 3, H, W) ``pixels`` as they are: nothing of it is frozen."""
@@ -78,7 +107,9 @@ class TimmViT(nn.Module):
 
     def tokens(self, frozen: Tensor) -> Tensor:
         """Maps what ``frozen`` returned to (B, P, D) image tokens."""
-        return self.model.forward_features(self.normalize(frozen))
+        tokens = self.model.forward_features(self.normalize(frozen))
+        norm = getattr(self.model, "fc_norm", None)  # the only norm at the end of networks that pool by a mean
+        return tokens if norm is None else norm(tokens)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Maps (B, 3, H, W) pixels in [0, 1] to (B, P, D) image tokens."""
@@ -114,8 +145,9 @@ class ConvStem(nn.Module):
         with torch.no_grad():
             probe = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)
             try:
-                same = torch.equal(self.stages(probe), model.forward_features(probe))
-            except (RuntimeError, TypeError):
+                features = self.stages(probe)
+                same = features.shape[:2] == (1, self.width) and torch.equal(features, model.forward_features(probe))
+            except Exception:  # networks that aren't such a sequence fail in many ways
                 same = False
         if not same:
             raise UsageError(f"timm's {name!r} is not a plain sequence of stages, so it can't be a hybrid's stem")
@@ -152,7 +184,7 @@ class ConvStem(nn.Module):
 
 
 class HybridViT(nn.Module):
-    """A convolutional stem whose feature map is the patches of a few transformer blocks (Dosovitskiy et al., 2010.11929).
+    """A convolutional stem whose feature map is the patches of a few transformer blocks (ViT, arXiv:2010.11929).
 
     Args:
         stem: the convolutional network.
@@ -192,7 +224,7 @@ class HybridViT(nn.Module):
     def tokens(self, frozen: Tensor) -> Tensor:
         """Maps what ``frozen`` returned to (B, P, D) image tokens; positions are interpolated to other sizes."""
         features = self.stem(frozen)
-        positions = self.positions
+        positions: Tensor = self.positions
         if features.shape[-2:] != positions.shape[-2:]:
             positions = F.interpolate(positions, features.shape[-2:], mode="bicubic")
         x = self.project(self.dropout(features.flatten(2).transpose(1, 2))) + positions.flatten(2).transpose(1, 2)

@@ -34,7 +34,7 @@ class SpecialTokens:
 
 
 class VisionLanguageModel(nn.Module):
-    """Captioning, a shared embedding space and image-text matching on one vision encoder, as in BLIP (arXiv:2201.12086).
+    """Captions, a shared embedding space and image-text matching on one vision encoder, as in BLIP (arXiv:2201.12086).
 
     Args:
         vision: maps (B, 3, H, W) pixels to (B, P, D) tokens.

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import decoder
+
+from mm.models import TextTransformer
+from mm.models.presets import block
+
+
+def encoder() -> TextTransformer:
+    torch.manual_seed(0)
+    return TextTransformer(torch.nn.Embedding(20, 16), [block(16, 2) for _ in range(2)], 10, "bidirectional").eval()
+
+
+def test_padding_on_the_right_changes_nothing() -> None:
+    model, tokens = encoder(), torch.tensor([[1, 2, 3]])
+    padded = torch.tensor([[1, 2, 3, 0, 0]])
+    real = padded > 0
+    torch.testing.assert_close(model(padded, padding=real)[:, :3], model(tokens))
+
+
+def test_padding_on_the_left_changes_nothing() -> None:
+    model = decoder(20, 2)
+    images = torch.randn(1, 9, 24, generator=torch.Generator().manual_seed(0))
+    tokens, padded = torch.tensor([[4, 5, 6]]), torch.tensor([[0, 0, 4, 5, 6]])
+    context = model.keys_values(images)
+    plain = model(tokens, context=context)
+    moved = model(padded, padding=torch.tensor([[False, False, True, True, True]]), context=context)
+    torch.testing.assert_close(moved[:, 2:], plain)
+    assert moved.isfinite().all()
+
+
+def test_a_decoder_sees_only_what_precedes() -> None:
+    model, tokens = decoder(20, 2), torch.tensor([[1, 2, 3, 4]])
+    changed = tokens.clone()
+    changed[0, 2] = 9
+    before, after = model(tokens), model(changed)
+    assert torch.equal(before[:, :2], after[:, :2]) and not torch.equal(before[:, 2:], after[:, 2:])
+
+
+def test_token_by_token_equals_at_once() -> None:
+    model = decoder(20, 2)
+    tokens = torch.randint(0, 20, (3, 7), generator=torch.Generator().manual_seed(0))
+    context = model.keys_values(torch.randn(3, 9, 24, generator=torch.Generator().manual_seed(1)))
+    cache = model.cache(3, 7)
+    parts = [model(tokens[:, i:j], context=context, cache=cache) for i, j in ((0, 2), (2, 3), (3, 7))]
+    torch.testing.assert_close(torch.cat(parts, 1), model(tokens, context=context))
+
+
+def test_limits_are_named() -> None:
+    model = encoder()
+    with pytest.raises(ValueError, match="11 tokens are more than the 10"):
+        model(torch.zeros(1, 11, dtype=torch.long))
+    with pytest.raises(ValueError, match="no language-model head"):
+        model.logits(torch.zeros(1, 1, 16))
+    with pytest.raises(ValueError, match="without cross-attention"):
+        model.keys_values(torch.zeros(1, 4, 16))
