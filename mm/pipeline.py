@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,13 +68,14 @@ def load(name: str | Path = "mm-tiny", device: str | torch.device | None = None)
     return VisionLanguagePipeline(str(name), load_vision_language(name), place)
 
 
-class Pipeline:
+class Pipeline(ABC):
     """A model that can be used: what every kind has in common.
 
     Args:
         name: what it was loaded as.
         fingerprint: SHA-256 of its weights.
-        preprocessing: how images are prepared, in a few words.
+        transform: maps an RGB image to (3, H, W) pixels as the model takes them.
+        preprocessing: what it does, in a few words.
         dimension: E of the shared space.
         languages: codes of the languages it captions in.
         device: where it runs.
@@ -85,6 +87,7 @@ class Pipeline:
         self,
         name: str,
         fingerprint: str,
+        transform: Callable[[Image.Image], Tensor],
         preprocessing: str,
         dimension: int,
         languages: Sequence[str],
@@ -92,6 +95,7 @@ class Pipeline:
     ) -> None:
         self.name = name
         self.fingerprint = fingerprint
+        self._transform = transform
         self.preprocessing = preprocessing
         self.dimension = dimension
         self.languages = tuple(languages)
@@ -125,6 +129,7 @@ class Pipeline:
         """
         raise self._lacks("caption")
 
+    @torch.inference_mode()
     def embed_images(self, images: ImageLike | Sequence[ImageLike], batch_size: int = 32) -> np.ndarray:
         """Embeds images in the shared space.
 
@@ -138,8 +143,10 @@ class Pipeline:
         Raises:
             ImageError: an image can't be decoded.
         """
-        raise self._lacks("embed")
+        vectors = [self._image_vectors(pixels).float().cpu() for pixels in self._batches(images, batch_size)]
+        return torch.cat([torch.empty(0, self.dimension), *vectors]).numpy()
 
+    @torch.inference_mode()
     def embed_text(self, texts: str | Sequence[str], batch_size: int = 128) -> np.ndarray:
         """Embeds texts in the shared space.
 
@@ -150,7 +157,12 @@ class Pipeline:
         Returns:
             (B, E) float32 vectors of length 1.
         """
-        raise self._lacks("embed")
+        texts = [texts] if isinstance(texts, str) else texts
+        vectors = [
+            self._text_vectors(texts[start : start + batch_size]).float().cpu()
+            for start in range(0, len(texts), batch_size)
+        ]
+        return torch.cat([torch.empty(0, self.dimension), *vectors]).numpy()
 
     def match(self, images: ImageLike | Sequence[ImageLike], texts: str | Sequence[str]) -> np.ndarray:
         """Says how probably each text describes each image.
@@ -189,13 +201,19 @@ class Pipeline:
         able = f"{', '.join(BUILT_IN)} and those that 'mm fit' trains"
         return CapabilityError(f"{self.name} can't {capability} (it can {has}); models that can: {able}")
 
-    def _batches(
-        self, images: ImageLike | Sequence[ImageLike], transform: Callable[[Image.Image], Tensor], size: int
-    ) -> Iterator[Tensor]:
+    @abstractmethod
+    def _image_vectors(self, pixels: Tensor) -> Tensor:
+        """Maps transformed images to (B, E) vectors of length 1."""
+
+    @abstractmethod
+    def _text_vectors(self, texts: Sequence[str]) -> Tensor:
+        """Maps texts to (B, E) vectors of length 1."""
+
+    def _batches(self, images: ImageLike | Sequence[ImageLike], size: int) -> Iterator[Tensor]:
         items = [images] if isinstance(images, ImageLike) else images
         for start in range(0, len(items), size):
             opened = [open_image(image) for image in items[start : start + size]]
-            yield torch.stack([transform(image) for image in opened]).to(self.device)
+            yield torch.stack([self._transform(image) for image in opened]).to(self.device)
 
 
 def open_image(image: ImageLike) -> Image.Image:
@@ -224,11 +242,10 @@ class VisionLanguagePipeline(Pipeline):
         size = loaded.architecture.image_size
         preprocessing = f"whole image scaled to {size}x{size}, bicubic"
         width, languages = loaded.architecture.embedding_width, list(loaded.tokenizer.languages)
-        super().__init__(name, loaded.fingerprint, preprocessing, width, languages, device)
+        super().__init__(name, loaded.fingerprint, ImageTransform(size), preprocessing, width, languages, device)
         self.model = loaded.model.to(device)
         self.tokenizer = loaded.tokenizer
         self.architecture = loaded.architecture
-        self._transform = ImageTransform(size)
 
     @torch.inference_mode()
     def caption(
@@ -248,7 +265,7 @@ class VisionLanguagePipeline(Pipeline):
         first = self.tokenizer.languages[language]
         prompts = [[first, *ids] for ids in self.tokenizer.encode(texts)]
         captions: list[Caption] = []
-        for pixels in self._batches(images, self._transform, batch_size):
+        for pixels in self._batches(images, batch_size):
             found = generate(
                 self.model.text_decoder,
                 self.model.image_tokens(to_pixels(pixels)),
@@ -264,29 +281,18 @@ class VisionLanguagePipeline(Pipeline):
             ]
         return captions
 
-    @torch.inference_mode()
-    def embed_images(self, images: ImageLike | Sequence[ImageLike], batch_size: int = 32) -> np.ndarray:
-        vectors = [
-            self.model.image_embedding(self.model.image_tokens(to_pixels(pixels))).float().cpu()
-            for pixels in self._batches(images, self._transform, batch_size)
-        ]
-        return torch.cat([torch.empty(0, self.dimension), *vectors]).numpy()
+    def _image_vectors(self, pixels: Tensor) -> Tensor:
+        return self.model.image_embedding(self.model.image_tokens(to_pixels(pixels)))
 
-    @torch.inference_mode()
-    def embed_text(self, texts: str | Sequence[str], batch_size: int = 128) -> np.ndarray:
-        texts = [texts] if isinstance(texts, str) else texts
-        vectors = [
-            self.model.text_embedding(*self._tokens(texts[start : start + batch_size])).float().cpu()
-            for start in range(0, len(texts), batch_size)
-        ]
-        return torch.cat([torch.empty(0, self.dimension), *vectors]).numpy()
+    def _text_vectors(self, texts: Sequence[str]) -> Tensor:
+        return self.model.text_embedding(*self._tokens(texts))
 
     @torch.inference_mode()
     def match(self, images: ImageLike | Sequence[ImageLike], texts: str | Sequence[str]) -> np.ndarray:
         texts = [texts] if isinstance(texts, str) else texts
         tokens, padding = self._tokens(texts)
         rows = []
-        for pixels in self._batches(images, self._transform, 16):
+        for pixels in self._batches(images, 16):
             for image in self.model.image_tokens(to_pixels(pixels)):
                 context = [
                     KeyValues(layer.keys.expand(len(texts), -1, -1, -1), layer.values.expand(len(texts), -1, -1, -1))
@@ -320,23 +326,11 @@ class DualEncoderPipeline(Pipeline):
         fingerprint: str,
         device: torch.device,
     ) -> None:
-        super().__init__(name, fingerprint, "open_clip's own", encoder.embedding_width, (), device)
+        super().__init__(name, fingerprint, transform, "open_clip's own", encoder.embedding_width, (), device)
         self.encoder = encoder.to(device)
-        self._transform = transform
 
-    @torch.inference_mode()
-    def embed_images(self, images: ImageLike | Sequence[ImageLike], batch_size: int = 32) -> np.ndarray:
-        vectors = [
-            self.encoder.image_embedding(pixels).float().cpu()
-            for pixels in self._batches(images, self._transform, batch_size)
-        ]
-        return torch.cat([torch.empty(0, self.dimension), *vectors]).numpy()
+    def _image_vectors(self, pixels: Tensor) -> Tensor:
+        return self.encoder.image_embedding(pixels)
 
-    @torch.inference_mode()
-    def embed_text(self, texts: str | Sequence[str], batch_size: int = 128) -> np.ndarray:
-        texts = [texts] if isinstance(texts, str) else texts
-        vectors = [
-            self.encoder.text_embedding(texts[start : start + batch_size]).float().cpu()
-            for start in range(0, len(texts), batch_size)
-        ]
-        return torch.cat([torch.empty(0, self.dimension), *vectors]).numpy()
+    def _text_vectors(self, texts: Sequence[str]) -> Tensor:
+        return self.encoder.text_embedding(texts)
