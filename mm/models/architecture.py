@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import nn
+
 from mm.errors import UsageError
-from mm.models.presets import vision_encoder, vision_language
+from mm.layers import Block
+from mm.models.presets import block, vision_encoder
+from mm.models.text import TextTransformer
 from mm.models.vision_language import SpecialTokens, VisionLanguageModel
 
 
@@ -45,7 +49,7 @@ class Architecture:
 
 
 def build(architecture: Architecture, vocabulary: int, special: SpecialTokens) -> VisionLanguageModel:
-    """Builds the model with random weights.
+    """Builds the model with random weights; its two text transformers share their token embedding.
 
     Args:
         architecture: its numbers.
@@ -68,18 +72,15 @@ def build(architecture: Architecture, vocabulary: int, special: SpecialTokens) -
         frozen_stages=a.frozen_stages,
         dropout=a.dropout,
     )
-    return vision_language(
-        vision,
-        vocabulary=vocabulary,
-        special=special,
-        width=a.width,
-        heads=a.heads,
-        encoder_blocks=a.encoder_blocks,
-        decoder_blocks=a.decoder_blocks,
-        embedding_width=a.embedding_width,
-        max_tokens=a.max_tokens,
-        dropout=a.dropout,
-    )
+    embedding = nn.Embedding(vocabulary, a.width)
+    nn.init.normal_(embedding.weight, std=0.02)
+
+    def stack(blocks: int) -> list[Block]:
+        return [block(a.width, a.heads, context_width=vision.width, dropout=a.dropout) for _ in range(blocks)]
+
+    encoder = TextTransformer(embedding, stack(a.encoder_blocks), a.max_tokens, "bidirectional", dropout=a.dropout)
+    decoder = TextTransformer(embedding, stack(a.decoder_blocks), a.max_tokens, "causal", head=True, dropout=a.dropout)
+    return VisionLanguageModel(vision, encoder, decoder, a.embedding_width, special)
 
 
 def _check(architecture: Architecture) -> None:

@@ -7,9 +7,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from mm.layers import Attention, Block, FeedForward
-from mm.models.text import TextTransformer
 from mm.models.vision import ConvStem, HybridViT, TimmViT
-from mm.models.vision_language import SpecialTokens, VisionLanguageModel
 
 
 def block(
@@ -73,41 +71,3 @@ def vision_encoder(
     stem = ConvStem(name, frozen_stages)
     blocks = [block(width, heads, dropout=dropout) for _ in range(hybrid_blocks)]
     return HybridViT(stem, blocks, width, -(-image_size // 32), mean, std, dropout=dropout)
-
-
-def vision_language(
-    vision: TimmViT | HybridViT,
-    *,
-    vocabulary: int,
-    special: SpecialTokens,
-    width: int = 256,
-    heads: int = 8,
-    encoder_blocks: int = 3,
-    decoder_blocks: int = 3,
-    embedding_width: int = 256,
-    max_tokens: int = 64,
-    dropout: float = 0.0,
-) -> VisionLanguageModel:
-    """Builds the captioner and dual encoder around a vision encoder; the two text stacks share their token embedding.
-
-    Args:
-        vision: the vision encoder.
-        vocabulary: V, number of tokens.
-        special: ids of the tokens that aren't text.
-        width: D of the text transformers.
-        heads: N of the text transformers.
-        encoder_blocks: blocks of the text encoder.
-        decoder_blocks: blocks of the text decoder.
-        embedding_width: E of the shared space.
-        max_tokens: the most tokens of a text, with its first token.
-        dropout: probability of dropping a unit while training.
-    """
-    embedding = nn.Embedding(vocabulary, width)
-    nn.init.normal_(embedding.weight, std=0.02)
-
-    def stack(count: int) -> list[Block]:
-        return [block(width, heads, context_width=vision.width, dropout=dropout) for _ in range(count)]
-
-    encoder = TextTransformer(embedding, stack(encoder_blocks), max_tokens, "bidirectional", dropout=dropout)
-    decoder = TextTransformer(embedding, stack(decoder_blocks), max_tokens, "causal", head=True, dropout=dropout)
-    return VisionLanguageModel(vision, encoder, decoder, embedding_width, special)
