@@ -136,7 +136,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table()
     for number, column in enumerate(columns):
         table.add_column(column, overflow="fold", justify="left" if number == 0 else "default")
     for row in rows:
@@ -144,6 +144,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     console = Console(stderr=errors, markup=False, highlight=False)
     if not console.is_terminal:
         console.width = 1000  # whole lines for files and pipes
+    console.print(title, style="bold")
     console.print(table)
 
 
