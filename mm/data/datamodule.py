@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from mm.data.dataset import EvaluationSet, TrainingSet
 from mm.data.features import FeatureStore
+from mm.data.images import open_image
 from mm.data.manifest import Manifest
 from mm.data.order import OrderedBatches, ResumableLoader
 from mm.data.samples import Rejection, Tally
@@ -71,9 +73,14 @@ class CaptionData(L.LightningDataModule):
         val_batch_size: int = 50,
     ) -> None:
         super().__init__()
-        for name, value in (("batch_size", batch_size), ("val_batch_size", val_batch_size), ("max_tokens", max_tokens)):
+        numbers = {"batch_size": batch_size, "val_batch_size": val_batch_size, "max_tokens": max_tokens}
+        numbers |= {f"captions.{language}": count for language, count in (captions or {}).items()}
+        for name, value in numbers.items():
             if value < 1:
                 raise OptionError(f"data.{name} must be at least 1, not {value}")
+        for name, value in {"views": views, "workers": workers, "seed": seed}.items():
+            if value < 0:
+                raise OptionError(f"data.{name} must be at least 0, not {value}")
         if not 0 < crop <= 1:
             raise OptionError(f"data.crop must be above 0 and at most 1, not {crop}")
         self.sources = {"train": train, "val": val, "test": test}
@@ -88,6 +95,8 @@ class CaptionData(L.LightningDataModule):
         self.tallies: dict[str, Tally] = {}
         self._train: TrainingSet | None = None
         self._evaluation: dict[str, EvaluationSet] = {}
+        self._loader: ResumableLoader | None = None
+        self._position = 0
 
     def attach(self, tokenizer: Tokenizer, image_size: int) -> None:
         """Takes what depends on the model: its tokenizer and the side of its images in pixels.
@@ -109,6 +118,8 @@ class CaptionData(L.LightningDataModule):
             UsageError: a stage's shards aren't given or don't exist.
             DataError: no usable sample is left.
         """
+        if stage == "fit":
+            self._loader, self._position = None, 0
         if stage == "fit" and self._train is None:
             shards, usable = self._open("train", self.captions)
             self._train = TrainingSet(
@@ -136,23 +147,24 @@ class CaptionData(L.LightningDataModule):
         for index in range(len(shards)):
             try:
                 sample = shards[index]
+                open_image(sample.image, sample.source)
+                if languages is not None and not any(sample.captions.get(language) for language in languages):
+                    raise DataError(f"{sample.source}: no caption in {' or '.join(languages)}", "missing caption")
             except ShardError:
                 continue  # counted among the shards' problems
             except DataError as error:
-                tally.reject(Rejection.of(error, str(sources), shards.keys[index]))
-                continue
-            if languages is None or any(sample.captions.get(language) for language in languages):
-                usable.append(index)
+                tally.reject(Rejection.of(error, split, shards.keys[index]))
             else:
-                wanted = " or ".join(languages)
-                tally.reject(Rejection(sample.source, sample.key, "missing caption", f"no caption in {wanted}"))
+                usable.append(index)
         tally.use(len(usable))
         self.tallies[split] = tally
         for rejection in tally.rejections:
-            log.warning("%s %s: rejected: %s %s", rejection.source, rejection.key, rejection.reason, rejection.detail)
+            log.warning("data.%s: rejected: %s: %s", split, rejection.reason, rejection.detail)
         if not usable:
+            reasons = ", ".join(tally.by_reason()) or "there are none"
+            where = sources if isinstance(sources, str) else ", ".join(sources)
             raise DataError(
-                f"data.{split}: none of the {len(shards)} samples in {sources} can be used", "missing caption"
+                f"data.{split}: none of the {len(shards)} samples in {where} can be used: {reasons}", reasons
             )
         return shards, usable
 
@@ -174,14 +186,16 @@ class CaptionData(L.LightningDataModule):
         Raises:
             OptionError: images have a new view in every epoch, so there is nothing to keep.
             OutputError: the folder can't be written.
+            DataError: an image can't be decoded.
         """
         train = self._train
         assert train is not None
         if not self.views:
             raise OptionError("features can only be kept of a fixed number of views: set data.views to 1 or more")
         shape = tuple(encode(train.pixels(0, 0)[None]).shape[1:])
-        split = f"{identity} {train.shards.manifest.digest} {self.seed} {self.transform.size} {self.crop}"
-        train.features = FeatureStore(folder, split, len(train), self.views, shape)
+        images = hashlib.sha256(f"{train.shards.manifest.digest} {list(train.usable)}".encode()).hexdigest()
+        whole = f"{identity} {images} {self.seed} {self.transform.size} {self.crop}"
+        train.features = FeatureStore(folder, whole, len(train), self.views, shape)
         train.features.fill(train.pixels, encode, progress)
 
     def train_dataloader(self) -> ResumableLoader:
@@ -189,13 +203,34 @@ class CaptionData(L.LightningDataModule):
         assert self._train is not None
         rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         batches = OrderedBatches(len(self._train), self.batch_size, self.seed, rank, ranks)
-        return ResumableLoader(
+        position = self.state_dict()
+        self._loader = ResumableLoader(
             self._train,
             batches,
+            unfinished=self._unfinished,
             num_workers=self.workers,
             collate_fn=self._train.collate,
             persistent_workers=False,
         )
+        self._loader.load_state_dict(position)
+        return self._loader
+
+    def _unfinished(self) -> int:
+        if self.trainer is None:
+            return 0
+        batches = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return batches.ready - batches.processed
+
+    def state_dict(self) -> dict[str, int]:
+        """Returns how many samples training has consumed, which goes into checkpoints."""
+        return {"position": self._position} if self._loader is None else self._loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continues from a checkpoint, with the next training loader.
+
+        Lightning restores the loader's own state only in the middle of an epoch.
+        """
+        self._position = state["position"]
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Gives validation batches, or none where there is no validation split."""

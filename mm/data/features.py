@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,30 +20,36 @@ class FeatureStore:
 
     Args:
         folder: where the files are.
-        identity: what the features depend on (weights, images, views); features of another identity are discarded.
+        identity: what the features depend on (weights, images, views); features of another identity are discarded, and
+            so are damaged files.
         images: number of images.
         views: views of each image.
         shape: shape of one image's features.
 
     Raises:
-        OutputError: the folder can't be written.
+        OutputError: the folder can't be written, or has no room for the features.
     """
 
     def __init__(self, folder: Path, identity: str, images: int, views: int, shape: tuple[int, ...]) -> None:
         self.folder = folder
         self.shape = (images, views, *shape)
-        description = json.dumps({"identity": identity, "shape": self.shape})
+        description = json.dumps({"identity": identity, "shape": self.shape}).encode()
+        sizes = {"features.f16": 2 * math.prod(self.shape), "filled.u8": images * views}
         try:
             folder.mkdir(parents=True, exist_ok=True)
             note = folder / "features.json"
-            if not note.exists() or note.read_text() != description:
+            files = {folder / name: size for name, size in sizes.items()}
+            kept = note.is_file() and note.read_bytes() == description
+            if not kept or any(not path.is_file() or path.stat().st_size != size for path, size in files.items()):
                 note.unlink(missing_ok=True)
-                (folder / "filled.u8").write_bytes(bytes(images * views))
-                with (folder / "features.f16").open("wb") as file:
-                    file.truncate(int(np.prod(self.shape)) * 2)
-                note.write_text(description)
+                for path, size in files.items():
+                    _make(path, size)
+                note.write_bytes(description)
         except OSError as error:
-            raise OutputError(f"{folder}: features can't be kept there ({error.strerror})") from error
+            gigabytes = sum(sizes.values()) / 1e9
+            raise OutputError(
+                f"{folder}: {gigabytes:.2f} GB of features can't be kept there ({error.strerror})"
+            ) from error
 
     def _map(self, mode: str = "r") -> tuple[np.memmap, np.memmap]:
         features = np.memmap(self.folder / "features.f16", np.float16, mode, shape=self.shape)  # type: ignore[call-overload]
@@ -66,7 +74,7 @@ class FeatureStore:
         progress: Callable[[int, int], None] = lambda done, total: None,
         batch_size: int = 32,
     ) -> None:
-        """Computes what is missing; interrupted, it goes on where it stopped.
+        """Computes what is missing; interrupted, the next call goes on where it stopped.
 
         Args:
             pixels: gives (3, H, W) uint8 of an image and view.
@@ -86,3 +94,16 @@ class FeatureStore:
         features.flush()
         filled.flush()
         progress(filled.size, filled.size)
+
+
+def _make(path: Path, size: int) -> None:
+    """Makes a file of zeros that has its space: to run out of it later would end the process, as the file is mapped."""
+    path.unlink(missing_ok=True)
+    try:
+        with path.open("wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            file.truncate(size)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise

@@ -1,12 +1,12 @@
 """The order of training samples: a pure function of the seed and a position.
 
-Training walks through one endless sequence, the concatenation of one permutation of the samples per epoch. A position in it is
-one integer, the number of samples consumed so far, whatever the number of ranks, workers or samples in a batch.
+Training walks through one endless sequence, the concatenation of one permutation of the samples per epoch. A position in
+it is one integer, the number of samples consumed so far, whatever the number of ranks, workers or samples in a batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,11 +17,17 @@ class Place(NamedTuple):
     """Which sample comes at some position: the epoch it belongs to and its index among the samples."""
 
     epoch: int
-    index: int
+    index: int  # type: ignore[assignment]  # tuple.index isn't used
 
 
 def epoch_order(seed: int, epoch: int, total: int) -> np.ndarray:
-    """Gives the (total,) int64 permutation of sample indices that one epoch walks through."""
+    """Gives the (total,) int64 permutation of sample indices that one epoch walks through.
+
+    Args:
+        seed: 0 or more.
+        epoch: 0 or more.
+        total: number of samples.
+    """
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(total)
 
 
@@ -82,21 +88,30 @@ class ResumableLoader(DataLoader):
     Args:
         dataset: maps a ``Place`` to a sample.
         batches: the order.
+        unfinished: tells how many of the batches handed out haven't been trained on: after an interruption the one at
+            hand, which is to be repeated.
         options: what else a DataLoader takes.
     """
 
-    def __init__(self, dataset: Dataset, batches: OrderedBatches, **options: Any) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        batches: OrderedBatches,
+        *,
+        unfinished: Callable[[], int] = lambda: 0,
+        **options: Any,
+    ) -> None:
         super().__init__(dataset, batch_sampler=batches, **options)
         self._batches = batches
+        self._unfinished = unfinished
         self._position = 0
-        self._restored = False
 
     def state_dict(self) -> dict[str, int]:
-        """Returns the position behind the last batch that was handed out."""
-        return {"position": self._position}
+        """Returns the position behind the last batch that was handed out and trained on."""
+        return {"position": self._position - self._unfinished() * self._batches.stride}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continues from a saved position: the rest of the epoch it lies in comes next."""
+        """Continues from a saved position, at the next iteration."""
         self._position = state["position"]
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 from mm.errors import CheckpointError, OptionError
 
 PADDING, END, EMBED, MATCH = "<pad>", "<end>", "<embed>", "<match>"
+_LANGUAGE = re.compile(r"<([a-z]{2,3}(?:[-_][A-Za-z0-9]+)*)>", re.ASCII)
 
 
 def language_token(language: str) -> str:
@@ -29,23 +31,44 @@ class Tokenizer:
     Args:
         tokenizer: a tokenizer of the ``tokenizers`` library.
 
+        source: where it came from, for messages.
+
     Raises:
-        CheckpointError: it lacks a special token that every model of mm needs.
+        CheckpointError: it lacks a special token that every model of mm needs, or can't encode every text.
     """
 
-    def __init__(self, tokenizer: object) -> None:
+    def __init__(self, tokenizer: object, source: str = "the tokenizer") -> None:
         from tokenizers import Tokenizer as Backend
 
         assert isinstance(tokenizer, Backend)
         self._backend = tokenizer
         tokenizer.encode_special_tokens = True
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        special = {t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special}
         for name in (PADDING, END, EMBED, MATCH):
-            if name not in vocabulary:
-                raise CheckpointError(f"the tokenizer has no token {name}; make one with 'mm tokenizer'")
+            if name not in special:
+                raise CheckpointError(f"{source}: has no special token {name}; 'mm tokenizer' makes one that has")
         self.padding, self.end, self.embed, self.match = (vocabulary[n] for n in (PADDING, END, EMBED, MATCH))
-        specials = [t.content for t in tokenizer.get_added_tokens_decoder().values()]
-        self.languages = {t[1:-1]: vocabulary[t] for t in specials if t not in (PADDING, END, EMBED, MATCH)}
+        codes = [match.group(1) for name in special if (match := _LANGUAGE.fullmatch(name))]
+        codes.sort(key=lambda code: vocabulary[language_token(code)])
+        self.languages = {code: vocabulary[language_token(code)] for code in codes if code not in ("pad", "end")}
+        if not self.languages:
+            raise CheckpointError(f"{source}: has no language's token, such as <en>; 'mm tokenizer' makes one that has")
+        self._check(vocabulary, source)
+
+    def _check(self, vocabulary: dict[str, int], source: str) -> None:
+        """Refuses a tokenizer whose ids aren't 0 to V - 1, or that doesn't know every byte."""
+        if sorted(vocabulary.values()) != list(range(len(vocabulary))):
+            raise CheckpointError(f"{source}: its {len(vocabulary)} tokens aren't numbered from 0 without gaps")
+        text = "a photo, 一张图片 ~\x01é\U0001f600"
+        try:
+            same = self.decode(self.encode([text]))[0] == text
+        except Exception as error:  # the library raises bare exceptions
+            raise CheckpointError(f"{source}: can't encode text ({error})") from error
+        if not same:
+            raise CheckpointError(f"{source}: doesn't keep every byte of a text; 'mm tokenizer' makes one that does")
 
     @classmethod
     def read(cls, path: str | Path) -> Tokenizer:
@@ -81,7 +104,7 @@ class Tokenizer:
             backend = Backend.from_str(text)
         except Exception as error:  # the library raises bare exceptions
             raise CheckpointError(f"{source}: not a tokenizer of the tokenizers library ({error})") from error
-        return cls(backend)
+        return cls(backend, source)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocabulary: int, languages: Sequence[str]) -> Tokenizer:
@@ -93,11 +116,14 @@ class Tokenizer:
             languages: codes of the languages, one first token each.
 
         Raises:
-            OptionError: the vocabulary has no room for the bytes.
+            OptionError: the vocabulary has no room for the bytes, or a language isn't a code like ``en``.
         """
         from tokenizers import Tokenizer as Backend
         from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+        for language in languages:
+            if not _LANGUAGE.fullmatch(language_token(language)) or language in ("pad", "end"):
+                raise OptionError(f"{language!r} isn't a language code like 'en' or 'zh'")
         special = [PADDING, END, EMBED, MATCH, *map(language_token, languages)]
         if vocabulary < 256 + len(special):
             raise OptionError(
@@ -128,9 +154,10 @@ class Tokenizer:
     def encode(self, texts: Sequence[str], max_tokens: int | None = None) -> list[list[int]]:
         """Turns texts into token ids, without special tokens, each cut to ``max_tokens``.
 
-        Special tokens spelled out in a text are text.
+        Special tokens spelled out in a text are text; half a surrogate pair becomes a question mark.
         """
-        encoded = self._backend.encode_batch(list(texts), add_special_tokens=False)
+        whole = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+        encoded = self._backend.encode_batch(whole, add_special_tokens=False)
         return [e.ids[:max_tokens] for e in encoded]
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from pictures import picture, write_tar
+
+from mm.data.datamodule import CaptionData, expand
+from mm.data.dataset import TrainingSet
+from mm.data.manifest import Manifest
+from mm.data.order import Place
+from mm.data.samples import Sample
+from mm.data.tokenizer import clean_caption
+from mm.data.writing import write_shards
+from mm.errors import DataError, ImageError, OptionError, UsageError
+
+WORDS = tiny.tokenizer()
+
+
+def data(folder: Path | str, stage: str = "fit", **options: object) -> CaptionData:
+    options = {"captions": {"en": 2, "zh": 1}, "batch_size": 4, "workers": 0, "views": 3, "seed": 1} | options
+    made = CaptionData(str(folder), **options)  # type: ignore[arg-type]
+    made.attach(WORDS, 32)
+    made.setup(stage)
+    return made
+
+
+def training_set(made: CaptionData) -> TrainingSet:
+    dataset = made.train_dataloader().dataset
+    assert isinstance(dataset, TrainingSet)
+    return dataset
+
+
+def test_a_sample_is_a_function_of_its_place(tmp_path: Path) -> None:
+    folder = tiny.shards(tmp_path, 9)
+    first, second = training_set(data(folder)), training_set(data(folder))
+    differ = 0
+    for place in (Place(0, 3), Place(1, 3), Place(0, 4)):
+        torch.manual_seed(place.index + place.epoch)
+        one, other = first[place], second[place]
+        assert torch.equal(one["pixels"], other["pixels"]) and one["captions"] == other["captions"]
+        differ += one["captions"] != first[Place(place.epoch + 1, place.index)]["captions"]
+    assert differ
+
+
+def test_captions_are_drawn_anew_in_every_epoch(tmp_path: Path) -> None:
+    dataset = training_set(data(tiny.shards(tmp_path, 3), captions={"en": 1, "zh": 2}))
+    seen = set()
+    for epoch in range(12):
+        (english, first), (chinese, second) = dataset[Place(epoch, 0)]["captions"]
+        assert (first, second) == (WORDS.languages["en"], WORDS.languages["zh"])
+        seen.add(WORDS.decode([english])[0])
+        assert WORDS.decode([chinese]) == [clean_caption(tiny.captions("red")["zh"][0])]
+    assert seen == set(tiny.captions("red")["en"])
+
+
+@pytest.mark.parametrize("views", [1, 3, 0])
+def test_views(tmp_path: Path, views: int) -> None:
+    dataset = training_set(data(tiny.shards(tmp_path, 3), views=views))
+    seen = {dataset[Place(epoch, 0)]["pixels"].numpy().tobytes() for epoch in range(30)}
+    if views:
+        assert seen == {dataset.pixels(0, view).numpy().tobytes() for view in range(views)}
+    else:
+        assert len(seen) > 20
+
+
+def test_a_batch_says_which_caption_belongs_to_which_image(tmp_path: Path) -> None:
+    dataset = training_set(data(tiny.shards(tmp_path, 9)))
+    batch = dataset.collate([dataset[Place(0, index)] for index in (5, 2, 7, 5)])
+    assert batch["index"].tolist() == [5, 2, 7, 5]
+    assert batch["pixels"].shape == (4, 3, 32, 32) and 0 <= batch["pixels"].min() <= batch["pixels"].max() <= 1
+    names = list(tiny.COLOURS)
+    assert len(batch["rows"]) == len(batch["tokens"]) == 12
+    for row, tokens, real, language in zip(
+        batch["rows"].tolist(), batch["tokens"], batch["padding"], batch["languages"].tolist(), strict=True
+    ):
+        (text,) = WORDS.decode([tokens[real].tolist()])
+        code = {ids: name for name, ids in WORDS.languages.items()}[language]
+        known = tiny.captions(names[int(batch["index"][row])])[code]
+        assert text in [clean_caption(caption) for caption in known]
+    covered = [number for start, stop, _ in batch["groups"] for number in range(start, stop)]
+    assert covered == list(range(12))
+    for start, stop, longest in batch["groups"]:
+        assert batch["padding"][start:stop].sum(1).max() == longest
+
+
+def test_captions_are_cut(tmp_path: Path) -> None:
+    batch = next(iter(data(tiny.shards(tmp_path, 9), max_tokens=2).train_dataloader()))
+    assert batch["tokens"].shape[1] == 2 and bool(batch["padding"].all())
+
+
+def test_evaluation_gives_every_sample_once_in_order(tmp_path: Path) -> None:
+    made = data("unused", "validate", val=str(tiny.shards(tmp_path, 9)), val_batch_size=4)
+    batches = list(made.val_dataloader())
+    assert [key for batch in batches for key in batch["keys"]] == [f"{number:04d}" for number in range(9)]
+    assert batches[0]["captions"][1] == tiny.captions("green")
+    assert [len(batch["pixels"]) for batch in batches] == [4, 4, 1]
+
+
+def hurt(folder: Path) -> Path:
+    """Shards with five good samples among bad ones."""
+    names = list(tiny.COLOURS)
+    folder.mkdir()
+    members = {}
+    for number in range(5):
+        members |= {f"{number}.png": tiny.encode(tiny.picture(names[number])), f"{number}.txt": b"a wall"}
+    members |= {"a-none.png": picture(1), "b-text.png": b"not an image", "b-text.txt": b"a wall"}
+    members |= {"c-latin.png": picture(1), "c-latin.txt": b"caf\xe9", "d-empty.png": b"", "d-empty.txt": b"a wall"}
+    write_tar(folder / "x.tar", members)
+    return folder
+
+
+def test_what_can_not_be_used_is_counted_by_reason(tmp_path: Path) -> None:
+    made = data(hurt(tmp_path / "in"), batch_size=5)
+    tally = made.tallies["train"]
+    assert tally.used == 5 and tally.seen == 9
+    reasons = {"missing caption": 1, "not an image": 1, "caption is not UTF-8": 1, "empty file": 1}
+    assert tally.by_reason() == reasons
+    assert {rejection.key for rejection in tally.rejections} == {"a-none", "b-text", "c-latin", "d-empty"}
+    batch = next(iter(made.train_dataloader()))
+    assert sorted(batch["index"].tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_a_shard_cut_short_leaves_the_rest_usable(tmp_path: Path) -> None:
+    folder = tiny.shards(tmp_path, 8, per_shard=4)
+    last = sorted(folder.glob("*.tar"))[-1]
+    last.write_bytes(last.read_bytes()[:3000])
+    tally = data(folder).tallies["train"]
+    assert 4 <= tally.used < 8 and tally.seen == 8 and not tally.ok
+
+
+def test_nothing_usable_is_an_error_that_says_why(tmp_path: Path) -> None:
+    samples = [Sample(str(number), "made", picture(number), {"zh": ["图片"]}) for number in range(3)]
+    write_shards(samples, tmp_path)
+    with pytest.raises(DataError, match=r"data.train: none of the 3 samples in .* can be used: missing caption"):
+        data(tmp_path, captions={"en": 1})
+
+
+def test_a_truncated_image_names_itself(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", {"a.png": tiny.encode(tiny.picture("red"))[:-30], "a.txt": b"a wall"})
+    with pytest.raises(ImageError, match=r"x.tar/a.png: the PNG file is truncated"):
+        next(iter(data(tmp_path, batch_size=1).train_dataloader()))
+
+
+def test_features_stand_in_for_pixels(tmp_path: Path) -> None:
+    made = data(tiny.shards(tmp_path / "shards", 6))
+    seen = []
+
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        seen.append(len(images))
+        return images.float().mean((2, 3), keepdim=True)
+
+    made.keep_features(tmp_path / "kept", "weights", encode, lambda done, total: None)
+    dataset = training_set(made)
+    place = Place(4, 2)
+    item = dataset[place]
+    assert "pixels" not in item
+    plain = training_set(data(tmp_path / "shards"))[place]
+    assert torch.equal(item["features"], plain["pixels"].float().mean((1, 2), keepdim=True).half())
+    assert item["captions"] == plain["captions"]
+    assert next(iter(made.train_dataloader()))["features"].dtype == torch.float32
+    done = len(seen)
+    other = data(tmp_path / "shards", seed=2)
+    other.keep_features(tmp_path / "kept", "weights", encode, lambda done, total: None)
+    assert len(seen) > done + 1
+    with pytest.raises(OptionError, match=r"data.views"):
+        data(tmp_path / "shards", views=0).keep_features(tmp_path, "w", encode, lambda done, total: None)
+
+
+def test_features_of_other_samples_of_the_same_shards_are_not_taken(tmp_path: Path) -> None:
+    """As many samples are usable in English as in Chinese, but not the same ones."""
+    samples = [Sample(str(n), "made", picture(n), {"en": ["a wall"]} if n < 2 else {"zh": ["墙"]}) for n in range(4)]
+    write_shards(samples, tmp_path / "shards")
+    kept = {}
+    for language in ("en", "zh"):
+        made = data(tmp_path / "shards", captions={language: 1}, views=1)
+        made.keep_features(tmp_path / "kept", "weights", lambda x: x.float().mean((2, 3)), lambda done, total: None)
+        kept[language] = training_set(made)[Place(0, 0)]["features"]
+    assert not torch.equal(kept["en"], kept["zh"])
+
+
+def test_the_position_goes_through_a_checkpoint(tmp_path: Path) -> None:
+    folder = tiny.shards(tmp_path, 9)
+    first = data(folder)
+    seen = [batch["index"].tolist() for _ in range(3) for batch in first.train_dataloader()]
+    assert first.state_dict() == {"position": 24}
+    second = data(folder)
+    second.load_state_dict({"position": 12})
+    assert [batch["index"].tolist() for _ in range(1) for batch in second.train_dataloader()] == seen[3:5]
+    second.setup("fit")
+    assert [batch["index"].tolist() for batch in second.train_dataloader()] == seen[:2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "data.batch_size must be at least 1, not 0"),
+        ({"captions": {"en": 0}}, "data.captions.en must be at least 1, not 0"),
+        ({"captions": {"fr": 1}}, "data.captions has language 'fr'; the tokenizer knows en, zh"),
+        ({"crop": 0.0}, "data.crop must be above 0"),
+        ({"views": -1}, "data.views must be at least 0"),
+        ({"workers": -1}, "data.workers must be at least 0"),
+        ({"seed": -1}, "data.seed must be at least 0"),
+    ],
+)
+def test_options_out_of_range(options: dict[str, object], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        data("unused", "none", **options)
+
+
+def test_sources_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"data.val isn't set"):
+        data("unused", "validate")
+    with pytest.raises(UsageError, match=r"nothing-\*.tar: matches no shard"):
+        data(tmp_path / "nothing-*.tar")
+    with pytest.raises(UsageError, match="doesn't exist"):
+        data(tmp_path / "nothing.tar")
+    tiny.shards(tmp_path, 6, per_shard=2)
+    paths = expand([str(tmp_path / "*.tar")])
+    assert len(paths) == 3 and paths == sorted(paths) and Manifest.of(paths).total == 6
