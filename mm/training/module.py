@@ -23,7 +23,7 @@ from mm.errors import OptionError
 from mm.generation import GenerationConfig
 from mm.layers import KeyValues
 from mm.models import Architecture, HybridViT, build
-from mm.training.losses import caption_loss, contrastive_loss, hard_negatives, matching_loss
+from mm.training.losses import NegativeMemory, caption_loss, contrastive_loss, hard_negatives, matching_loss
 from mm.training.optimizer import OptimizerSettings, adamw, cosine_schedule, parameter_groups
 from mm.training.validation import ValidationRun
 
@@ -38,6 +38,7 @@ class Losses:
         captioning: weight of the language-modelling loss (LM).
         match_pairs: pairs of a batch that the matching loss sees, each with two hard negatives; 0 for one per image.
         smoothing: label smoothing of the language-modelling loss.
+        memory: images of earlier batches, with their texts, that the contrastive loss compares with too.
     """
 
     contrastive: float = 1.0
@@ -45,6 +46,7 @@ class Losses:
     captioning: float = 1.0
     match_pairs: int = 0
     smoothing: float = 0.1
+    memory: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,29 +77,31 @@ class VisionLanguageTraining(L.LightningModule):
         optimizer: AdamW and its schedule.
         validation: what is measured.
         vision_frozen_epochs: epochs in which the pretrained vision weights stay as they are.
-        keep_features: compute the features of stages that are never trained once, and keep them on disk.
+        features: a folder to keep the features of stages that are never trained in, so that they are computed once;
+            None to compute them in every step.
         seed: what dropout and hard negatives depend on, with the step.
     """
 
     def __init__(
         self,
-        architecture: Architecture = Architecture(),  # noqa: B008 (frozen)
+        architecture: Architecture = Architecture(),
         tokenizer: str = "mm-tiny",
         init: str | None = None,
         vision_weights: str | None = None,
-        losses: Losses = Losses(),  # noqa: B008
-        optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008
-        validation: Validation = Validation(),  # noqa: B008
+        losses: Losses = Losses(),
+        optimizer: OptimizerSettings = OptimizerSettings(),
+        validation: Validation = Validation(),
         vision_frozen_epochs: int = 0,
-        keep_features: bool = False,
+        features: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.losses = losses
+        self.memory = NegativeMemory(losses.memory)
         self.optimizer_settings = optimizer
         self.validation = validation
         self.vision_frozen_epochs = vision_frozen_epochs
-        self.keep_features = keep_features
+        self.features = features
         self.seed = seed
         if init is not None:
             from mm.checkpoints.resolve import load_vision_language
@@ -131,18 +135,18 @@ class VisionLanguageTraining(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Computes the features that are kept."""
-        if not self.keep_features:
+        if self.features is None:
             return
         vision, data = self.model.vision, self._data()
         if not isinstance(vision, HybridViT) or not vision.stem.frozen_stages:
-            raise OptionError("model.keep_features needs a hybrid ViT with architecture.frozen_stages above 0")
+            raise OptionError("model.features needs a hybrid ViT with architecture.frozen_stages above 0")
         frozen = vision.stem.stages[: vision.stem.frozen_stages].state_dict()
         identity = hashlib.sha256(b"".join(v.cpu().numpy().tobytes() for v in frozen.values())).hexdigest()
         from mm.progress import progress
 
         with torch.inference_mode(), progress("Features of frozen stages", "views") as update:
             data.keep_features(
-                Path(self.trainer.default_root_dir) / "features",
+                Path(self.features),
                 identity,
                 lambda images: vision.frozen(to_pixels(images).to(self.device)),
                 update,
@@ -154,7 +158,7 @@ class VisionLanguageTraining(L.LightningModule):
         return data
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Makes the step a function of its number, so that resumed training repeats it; thaws the vision weights in time."""
+        """Makes the step a function of its number, so that resuming repeats it; thaws the vision weights in time."""
         torch.manual_seed((self.seed * 1_000_003 + self.global_step) * 1009 + self.global_rank)
         vision = self.model.vision
         trained = vision.stem.stages[vision.stem.frozen_stages :] if isinstance(vision, HybridViT) else vision
@@ -192,7 +196,10 @@ class VisionLanguageTraining(L.LightningModule):
             scale = model.logit_scale.exp().clamp(max=100)
             same = batch["index"][:, None] == batch["index"][rows][None, :]
             if self.losses.contrastive:
-                result["contrastive"] = contrastive_loss(image_vectors, text_vectors, same, scale)
+                more = self.memory.negatives(batch["index"], rows)
+                result["contrastive"] = contrastive_loss(image_vectors, text_vectors, same, scale, more)
+                if self.losses.memory and self.training:
+                    self.memory.add(image_vectors, text_vectors, batch["index"], rows)
             if self.losses.matching:
                 chosen = torch.randperm(len(rows), device=rows.device)[: self.losses.match_pairs or len(images)]
                 similarity = scale * image_vectors[rows[chosen]] @ text_vectors[chosen].T
@@ -258,8 +265,13 @@ class VisionLanguageTraining(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what it takes to use the weights: architecture and tokenizer."""
+        """Adds what it takes to use the weights, architecture and tokenizer, and to go on: the negatives kept."""
         checkpoint["mm"] = {"architecture": asdict(self.architecture), "tokenizer": self.tokenizer.to_json()}
+        checkpoint["negatives"] = self.memory.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes the kept negatives back."""
+        self.memory.load_state_dict(checkpoint.get("negatives", {}))
 
 
 def _of_images(context: Sequence[KeyValues], rows: Tensor) -> list[KeyValues]:
