@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import lightning as L
+from lightning.pytorch.loops.progress import _ProcessedTracker
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -218,8 +219,9 @@ class CaptionData(L.LightningDataModule):
     def _unfinished(self) -> int:
         if self.trainer is None:
             return 0
-        batches = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        return batches.ready - batches.processed
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        assert isinstance(progress, _ProcessedTracker)
+        return progress.ready - progress.processed
 
     def state_dict(self) -> dict[str, int]:
         """Returns how many samples training has consumed, which goes into checkpoints."""
