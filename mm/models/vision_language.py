@@ -67,6 +67,10 @@ class VisionLanguageModel(nn.Module):
         """Maps (B, 3, H, W) pixels in [0, 1] to (B, P, D) image tokens."""
         return self.vision(pixels)
 
+    def vision_tokens(self, frozen: Tensor) -> Tensor:
+        """Maps what the vision encoder's frozen part gave to (B, P, D) image tokens."""
+        return self.vision.tokens(frozen)  # type: ignore[operator]
+
     def image_embedding(self, image_tokens: Tensor) -> Tensor:
         """Maps (B, P, D) image tokens to (B, E) vectors of length 1: the projected mean of the tokens."""
         return F.normalize(self.image_projection(image_tokens.mean(1)), dim=-1)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from mm.checkpoints.backbones import load_stem_weights
 from mm.checkpoints.directory import special_tokens
-from mm.data.dataset import Batch
 from mm.data.datamodule import CaptionData
+from mm.data.dataset import Batch
 from mm.data.tokenizer import Tokenizer
 from mm.data.transforms import to_pixels
 from mm.errors import OptionError
@@ -178,38 +178,53 @@ class VisionLanguageTraining(L.LightningModule):
     def batch_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Computes each loss that counts, unweighted, by its name in ``Losses``."""
         model, rows = self.model, batch["rows"]
-        images = model.vision.tokens(batch["features"]) if "features" in batch else model.image_tokens(batch["pixels"])
+        kept = batch.get("features")
+        images = model.image_tokens(batch["pixels"]) if kept is None else model.vision_tokens(kept)
         tokens, padding = batch["tokens"], batch["padding"]
         groups = [(slice(i, j), tokens[i:j, :length], padding[i:j, :length]) for i, j, length in batch["groups"]]
         result: dict[str, Tensor] = {}
         if self.losses.captioning:
-            image_context = model.text_decoder.keys_values(images)
-            logits, targets = [], []
-            for group, ids, real in groups:
-                context = _of_images(image_context, rows[group])
-                logits.append(model.caption_logits(context, batch["languages"][group], ids, real))
-                targets.append(model.caption_targets(ids, real))
-            result["captioning"] = caption_loss(torch.cat(logits), torch.cat(targets), self.losses.smoothing)
+            result["captioning"] = self._captioning_loss(images, rows, batch["languages"], groups)
         if self.losses.contrastive or self.losses.matching:
             image_vectors = model.image_embedding(images)
             text_vectors = torch.cat([model.text_embedding(ids, real) for _, ids, real in groups])
-            scale = model.logit_scale.exp().clamp(max=100)
             same = batch["index"][:, None] == batch["index"][rows][None, :]
+            scale = model.logit_scale.exp().clamp(max=100)
             if self.losses.contrastive:
                 more = self.memory.negatives(batch["index"], rows)
                 result["contrastive"] = contrastive_loss(image_vectors, text_vectors, same, scale, more)
                 if self.losses.memory and self.training:
                     self.memory.add(image_vectors, text_vectors, batch["index"], rows)
             if self.losses.matching:
-                chosen = torch.randperm(len(rows), device=rows.device)[: self.losses.match_pairs or len(images)]
-                similarity = scale * image_vectors[rows[chosen]] @ text_vectors[chosen].T
-                wrong_image, wrong_text = hard_negatives(similarity, same[rows[chosen]][:, chosen])
-                image = rows[torch.cat([chosen, chosen[wrong_image], chosen])]
-                text = torch.cat([chosen, chosen, chosen[wrong_text]])
-                context = _of_images(model.text_encoder.keys_values(images), image)
-                logits = model.match_logits(context, tokens[text], padding[text])
-                result["matching"] = matching_loss(logits, torch.arange(len(text), device=text.device) < len(chosen))
+                similarity = scale * image_vectors @ text_vectors.T
+                result["matching"] = self._matching_loss(images, rows, tokens, padding, similarity, same)
         return result
+
+    def _captioning_loss(
+        self, images: Tensor, rows: Tensor, languages: Tensor, groups: Sequence[tuple[slice, Tensor, Tensor]]
+    ) -> Tensor:
+        """Predicts every caption from its image: (B, P, D) image tokens, and captions in groups of similar length."""
+        model = self.model
+        image_context = model.text_decoder.keys_values(images)
+        logits, targets = [], []
+        for group, ids, real in groups:
+            context = _of_images(image_context, rows[group])
+            logits.append(model.caption_logits(context, languages[group], ids, real))
+            targets.append(model.caption_targets(ids, real))
+        return caption_loss(torch.cat(logits), torch.cat(targets), self.losses.smoothing)
+
+    def _matching_loss(
+        self, images: Tensor, rows: Tensor, tokens: Tensor, padding: Tensor, similarity: Tensor, same: Tensor
+    ) -> Tensor:
+        """Tells some captions' own images, and their own captions, from hard negatives."""
+        model = self.model
+        chosen = torch.randperm(len(rows), device=rows.device)[: self.losses.match_pairs or len(images)]
+        wrong_image, wrong_text = hard_negatives(similarity[rows[chosen]][:, chosen], same[rows[chosen]][:, chosen])
+        image = rows[torch.cat([chosen, chosen[wrong_image], chosen])]
+        text = torch.cat([chosen, chosen, chosen[wrong_text]])
+        context = _of_images(model.text_encoder.keys_values(images), image)
+        logits = model.match_logits(context, tokens[text], padding[text])
+        return matching_loss(logits, torch.arange(len(text), device=text.device) < len(chosen))
 
     def on_validation_epoch_start(self) -> None:
         """Begins a pass."""
@@ -245,7 +260,7 @@ class VisionLanguageTraining(L.LightningModule):
         picture = self._run.picture()
         if picture is not None and self.trainer.is_global_zero:
             for logger in self.loggers:
-                experiment = getattr(logger, "experiment", None)
+                experiment: Any = getattr(logger, "experiment", None)
                 if hasattr(experiment, "add_image"):
                     image = torch.tensor(list(picture.tobytes()), dtype=torch.uint8)
                     image = image.view(picture.height, picture.width, 3)
