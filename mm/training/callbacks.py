@@ -8,13 +8,24 @@ from pathlib import Path
 import lightning as L
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
+from mm.errors import OptionError
+
 
 class _InRootDir(ModelCheckpoint):
     """Keeps checkpoints in ``checkpoints/`` under the trainer's ``default_root_dir``, where the next run finds them."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self.dirpath = str(Path(trainer.default_root_dir).absolute() / "checkpoints")
+        """Settles the folder."""
+        self._settle(trainer)
         super().setup(trainer, pl_module, stage)
+
+    def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:
+        # Lightning resolves ``ckpt_path="last"`` before ``setup``, and would look in the folder of the logger.
+        self._settle(trainer)
+        return super()._find_last_checkpoints(trainer)
+
+    def _settle(self, trainer: L.Trainer) -> None:
+        self.dirpath = str(Path(trainer.default_root_dir).absolute() / "checkpoints")
 
 
 class LastCheckpoint(_InRootDir):
@@ -33,9 +44,24 @@ class LastCheckpoint(_InRootDir):
             save_on_train_epoch_end=False,
             save_on_exception=True,
         )
+        self._training = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Starts the clock."""
+        super().on_train_start(trainer, pl_module)
+        self._training = True
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Saves where training was stopped; what fails before it begins leaves the file as it is."""
+        if self._training:
+            super().on_exception(trainer, pl_module, exception)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Saves the end of training."""
+        self.save(trainer)
+
+    def save(self, trainer: L.Trainer) -> None:
+        """Saves now, unless this step is saved already."""
         if self._last_global_step_saved != trainer.global_step:
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
@@ -57,7 +83,29 @@ class AveragedWeights(EMAWeightAveraging):
     Args:
         decay: share of the average that a step keeps.
         start: step that the average begins at.
+
+    Raises:
+        OptionError: the share isn't between 0 and 1.
     """
 
     def __init__(self, decay: float = 0.999, start: int = 0) -> None:
+        if not 0 <= decay < 1:
+            raise OptionError(f"AveragedWeights.decay must be at least 0 and below 1, not {decay}")
         super().__init__(decay=decay, update_starting_at_step=start, use_buffers=True)
+        self._swapped = False
+
+    def _swap_models(self, pl_module: L.LightningModule) -> None:
+        super()._swap_models(pl_module)
+        self._swapped = not self._swapped
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Takes the averaged weights out of the model where validation was interrupted, before the state is saved."""
+        if self._swapped:
+            self._swap_models(pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Puts the average into the model, after the last checkpoint with both is saved."""
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, LastCheckpoint):
+                callback.save(trainer)
+        super().on_train_end(trainer, pl_module)

@@ -110,7 +110,7 @@ class NegativeMemory:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Takes back what ``state_dict`` gave."""
-        self._kept = dict(state)
+        self._kept = dict(state) if self.capacity else {}
 
 
 def hard_negatives(similarity: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -39,6 +41,9 @@ class Losses:
         match_pairs: pairs of a batch that the matching loss sees, each with two hard negatives; 0 for one per image.
         smoothing: label smoothing of the language-modelling loss.
         memory: images of earlier batches, with their texts, that the contrastive loss compares with too.
+
+    Raises:
+        OptionError: a number is out of range, or no loss counts.
     """
 
     contrastive: float = 1.0
@@ -47,6 +52,15 @@ class Losses:
     match_pairs: int = 0
     smoothing: float = 0.1
     memory: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("contrastive", "matching", "captioning", "match_pairs", "memory"):
+            if getattr(self, name) < 0:
+                raise OptionError(f"losses.{name} must be at least 0, not {getattr(self, name)}")
+        if not (self.contrastive or self.matching or self.captioning):
+            raise OptionError("losses.contrastive, losses.matching and losses.captioning can't all be 0")
+        if not 0 <= self.smoothing < 1:
+            raise OptionError(f"losses.smoothing must be at least 0 and below 1, not {self.smoothing}")
 
 
 @dataclass(frozen=True)
@@ -80,6 +94,11 @@ class VisionLanguageTraining(L.LightningModule):
         features: a folder to keep the features of stages that are never trained in, so that they are computed once;
             None to compute them in every step.
         seed: what dropout and hard negatives depend on, with the step.
+
+    Raises:
+        OptionError: an option is out of range.
+        UsageError: the architecture can't be built, or weights aren't there.
+        CheckpointError: a model, tokenizer or weights can't be read.
     """
 
     def __init__(
@@ -96,6 +115,10 @@ class VisionLanguageTraining(L.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if vision_frozen_epochs < 0:
+            raise OptionError(f"model.vision_frozen_epochs must be at least 0, not {vision_frozen_epochs}")
+        if not 0 <= seed < 2**32:
+            raise OptionError(f"model.seed must be at least 0 and below 2**32, not {seed}")
         self.losses = losses
         self.memory = NegativeMemory(losses.memory)
         self.optimizer_settings = optimizer
@@ -107,7 +130,7 @@ class VisionLanguageTraining(L.LightningModule):
             from mm.checkpoints.resolve import load_vision_language
 
             loaded = load_vision_language(init)
-            self.architecture, self.tokenizer, self.model = loaded.architecture, loaded.tokenizer, loaded.model
+            self.architecture, self.tokenizer, self.model = loaded.architecture, loaded.tokenizer, loaded.model.train()
         else:
             from mm.checkpoints.resolve import find_tokenizer
 
@@ -126,7 +149,16 @@ class VisionLanguageTraining(L.LightningModule):
         return vision.stem if isinstance(vision, HybridViT) else vision
 
     def setup(self, stage: str) -> None:
-        """Checks that the validation language is one the tokenizer knows."""
+        """Checks that validation language and length of captions fit the model.
+
+        Raises:
+            OptionError: one of them doesn't.
+        """
+        if stage == "fit" and self._data().max_tokens >= self.architecture.max_tokens:
+            raise OptionError(
+                f"data.max_tokens {self._data().max_tokens} must be below the {self.architecture.max_tokens} tokens "
+                "that the model has positions for"
+            )
         if self.validation.language not in self.tokenizer.languages:
             known = ", ".join(self.tokenizer.languages)
             raise OptionError(
@@ -141,7 +173,8 @@ class VisionLanguageTraining(L.LightningModule):
         if not isinstance(vision, HybridViT) or not vision.stem.frozen_stages:
             raise OptionError("model.features needs a hybrid ViT with architecture.frozen_stages above 0")
         frozen = vision.stem.stages[: vision.stem.frozen_stages].state_dict()
-        identity = hashlib.sha256(b"".join(v.cpu().numpy().tobytes() for v in frozen.values())).hexdigest()
+        parts = [vision.normalize.mean, vision.normalize.std, *frozen.values()]
+        identity = hashlib.sha256(b"".join(part.cpu().numpy().tobytes() for part in parts)).hexdigest()
         from mm.progress import progress
 
         with torch.inference_mode(), progress("Features of frozen stages", "views") as update:
@@ -159,7 +192,9 @@ class VisionLanguageTraining(L.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Makes the step a function of its number, so that resuming repeats it; thaws the vision weights in time."""
-        torch.manual_seed((self.seed * 1_000_003 + self.global_step) * 1009 + self.global_rank)
+        part = batch_idx % self.trainer.accumulate_grad_batches
+        number = self.seed * 1_000_003 + self.global_step + part * 500_009
+        torch.manual_seed((number * 1009 + self.global_rank) % 2**63)
         vision = self.model.vision
         trained = vision.stem.stages[vision.stem.frozen_stages :] if isinstance(vision, HybridViT) else vision
         trained.requires_grad_(self.current_epoch >= self.vision_frozen_epochs)
@@ -222,9 +257,11 @@ class VisionLanguageTraining(L.LightningModule):
         wrong_image, wrong_text = hard_negatives(similarity[rows[chosen]][:, chosen], same[rows[chosen]][:, chosen])
         image = rows[torch.cat([chosen, chosen[wrong_image], chosen])]
         text = torch.cat([chosen, chosen, chosen[wrong_text]])
+        matched = torch.arange(len(text), device=text.device) < len(chosen)
+        right = same[image, text] == matched  # there is no negative where all chosen captions are of one image
+        image, text, matched = image[right], text[right], matched[right]
         context = _of_images(model.text_encoder.keys_values(images), image)
-        logits = model.match_logits(context, tokens[text], padding[text])
-        return matching_loss(logits, torch.arange(len(text), device=text.device) < len(chosen))
+        return matching_loss(model.match_logits(context, tokens[text], padding[text]), matched)
 
     def on_validation_epoch_start(self) -> None:
         """Begins a pass."""
@@ -262,8 +299,7 @@ class VisionLanguageTraining(L.LightningModule):
             for logger in self.loggers:
                 experiment: Any = getattr(logger, "experiment", None)
                 if hasattr(experiment, "add_image"):
-                    image = torch.tensor(list(picture.tobytes()), dtype=torch.uint8)
-                    image = image.view(picture.height, picture.width, 3)
+                    image = np.asarray(picture)
                     experiment.add_image(f"{split}/captions", image, self.global_step, dataformats="HWC")
             if self.trainer.log_dir:
                 folder = Path(self.trainer.log_dir) / "pictures"
@@ -275,6 +311,8 @@ class VisionLanguageTraining(L.LightningModule):
         """Builds AdamW and the schedule over all the steps of the run."""
         groups = parameter_groups(self.model, self.pretrained, self.optimizer_settings)
         optimizer = adamw(groups)
+        if math.isinf(self.trainer.estimated_stepping_batches):
+            raise OptionError("the learning rate needs an end of training: set trainer.max_epochs or trainer.max_steps")
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = cosine_schedule(optimizer, self.optimizer_settings, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

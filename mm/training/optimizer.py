@@ -21,9 +21,12 @@ class OptimizerSettings:
     Args:
         learning_rate: the highest.
         vision_scale: what the learning rate of pretrained vision weights is multiplied with.
-        weight_decay: of matrices; norms, biases and embeddings have none.
+        weight_decay: of matrices; norms, biases, embeddings and positions have none.
         warmup: share of all steps in which the learning rate rises.
         final: share of the learning rate that is left at the end.
+
+    Raises:
+        OptionError: a number is out of range.
     """
 
     learning_rate: float = 1e-3
@@ -35,6 +38,9 @@ class OptimizerSettings:
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:
             raise OptionError(f"optimizer.learning_rate must be above 0, not {self.learning_rate}")
+        for name in ("vision_scale", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise OptionError(f"optimizer.{name} must be at least 0, not {getattr(self, name)}")
         for name in ("warmup", "final"):
             if not 0 <= getattr(self, name) <= 1:
                 raise OptionError(f"optimizer.{name} must be between 0 and 1, not {getattr(self, name)}")
@@ -49,10 +55,15 @@ def parameter_groups(model: nn.Module, pretrained: nn.Module, settings: Optimize
         settings: learning rates and weight decay.
     """
     slow = {id(p) for p in pretrained.parameters()}
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    exempt = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    for module in model.modules():
+        names: set[str] = getattr(
+            module, "no_weight_decay", set
+        )()  # timm's own list: positions, class token and the like
+        exempt |= {id(parameter) for name, parameter in module.named_parameters() if name in names}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        decays = parameter.ndim > 1 and id(parameter) not in embeddings and not name.endswith("positions")
+        decays = parameter.ndim > 1 and id(parameter) not in exempt and not name.endswith("positions")
         groups.setdefault((id(parameter) in slow, decays), []).append(parameter)
     return [
         {
