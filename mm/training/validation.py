@@ -57,9 +57,10 @@ class ValidationRun:
 
         Args:
             pixels: (B, 3, H, W) in [0, 1].
-            keys: of the B images.
+            keys: of the B images, for messages; several shards may use the same.
             captions: of the B images, by language.
         """
+        keys = [f"{number}: {key}" for number, key in enumerate(keys, len(self.references))]
         tokens = self.model.image_tokens(pixels)
         self.images.append(self.model.image_embedding(tokens).float().cpu())
         count = max(0, min(len(keys), self.caption_images - len(self.captions)))

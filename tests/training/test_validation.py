@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from running import fit, made_data, trainer, training
+
+from mm.data.tokenizer import clean_caption
+from mm.errors import OptionError
+from mm.generation import GenerationConfig
+from mm.metrics.captioning import score_captions
+from mm.metrics.retrieval import retrieval_metrics
+from mm.pipeline import VisionLanguagePipeline
+from mm.training.module import Validation
+from mm.training.validation import ValidationRun, draw_captions
+
+WORDS = tiny.tokenizer()
+NAMES = list(tiny.COLOURS)[:6]
+
+
+def pixels() -> torch.Tensor:
+    from mm.data.transforms import ImageTransform, to_pixels
+
+    return to_pixels(torch.stack([ImageTransform(32)(tiny.picture(name)) for name in NAMES]))
+
+
+def collected(keys: list[str], language: str = "en", caption_images: int = 4, **changes: Any) -> ValidationRun:
+    run = ValidationRun(tiny.model(WORDS), WORDS, language, GenerationConfig(max_tokens=8), caption_images, pictures=3)
+    known: list[dict[str, list[str]]] = [tiny.captions(name) for name in NAMES]
+    for number in changes.get("without", ()):
+        known[number] = {}
+    with torch.inference_mode():
+        for start in (0, 2):
+            stop = 2 if start == 0 else 6
+            run.add(pixels()[start:stop], keys[start:stop], known[start:stop])
+    return run
+
+
+def test_figures_are_those_of_the_pipeline(tmp_path: Path) -> None:
+    from mm.checkpoints import load_directory, save_directory
+
+    run = collected(NAMES)
+    save_directory(tmp_path, run.model, WORDS, tiny.ARCHITECTURE, "")
+    pipeline = VisionLanguagePipeline("tiny", load_directory(tmp_path), torch.device("cpu"))
+    pictures = [tiny.picture(name) for name in NAMES]
+    texts = [clean_caption(text) for name in NAMES for text in tiny.captions(name)["en"]]
+    owner = np.repeat(np.arange(6), 2)
+    expected = retrieval_metrics(pipeline.embed_images(pictures), pipeline.embed_text(texts), owner)
+    found = pipeline.caption(pictures[:4], config=GenerationConfig(max_tokens=8))
+    expected |= score_captions(
+        {name: tiny.captions(name)["en"] for name in NAMES[:4]},
+        {name: str(caption) for name, caption in zip(NAMES[:4], found, strict=True)},
+    )
+    assert run.metrics() == pytest.approx(expected, abs=1e-6)
+
+
+def test_images_without_captions_are_left_out() -> None:
+    run, without = collected(NAMES), collected(NAMES, without=(0, 3))
+    assert set(without.metrics()) == set(run.metrics())
+    assert collected(NAMES, without=range(6)).metrics() == {}
+
+
+def test_shards_may_use_the_same_keys() -> None:
+    assert collected(["same"] * 6).metrics() == collected(NAMES).metrics()
+
+
+def test_as_many_images_are_captioned_as_asked_for() -> None:
+    for count in (0, 1, 3, 6, 9):
+        run = collected(NAMES, caption_images=count)
+        assert len(run.captions) == min(count, 6) and len(run.images) == 2
+        assert len(run.photos) == min(count, 3)
+        assert ("CIDEr" in run.metrics()) == (count > 0)
+
+
+def test_the_picture_shows_photos_and_captions() -> None:
+    image = collected(NAMES).picture()
+    assert image is not None and image.size == (4 * 224, 224 + 54)
+    assert image.getpixel((100, 100)) == tiny.COLOURS[NAMES[0]][0]
+    assert collected(NAMES, caption_images=0).picture() is None
+    drawn = draw_captions([(torch.zeros(3, 8, 8), "一面红色的墙 " * 30)] * 5)
+    assert drawn.size == (4 * 224, 2 * (224 + 54))
+
+
+def test_a_validation_in_training_logs_figures_and_a_picture(tmp_path: Path) -> None:
+    from lightning.pytorch.loggers import CSVLogger
+
+    module = training(tmp_path)
+    logger = CSVLogger(tmp_path / "logs", name="csv")
+    fit(trainer(tmp_path, max_epochs=1, logger=logger), module, made_data(tmp_path))
+    rows = (Path(logger.log_dir) / "metrics.csv").read_text()
+    for name in ("val/BLEU-4", "val/CIDEr", "val/text_to_image_R@10", "val/image_to_text_R@1"):
+        assert name in rows
+    assert (Path(logger.log_dir) / "pictures/val-000003.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "message"),
+    [
+        ({"validation": Validation(language="fr")}, {}, "validation.language 'fr' is unknown; the tokenizer knows en"),
+        ({}, {"max_tokens": 32}, "data.max_tokens 32 must be below the 32 tokens"),
+        ({"features": "kept"}, {}, "frozen_stages above 0"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_training(
+    tmp_path: Path, model: dict[str, Any], data: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(OptionError, match=message):
+        fit(trainer(tmp_path), training(tmp_path, **model), made_data(tmp_path, **data))
+
+
+def test_training_without_end_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"set trainer.max_epochs or trainer.max_steps"):
+        fit(trainer(tmp_path, max_epochs=-1), training(tmp_path), made_data(tmp_path))
