@@ -90,6 +90,7 @@ def trainer(folder: Path, **options: Any) -> L.Trainer:
         "enable_model_summary": False,
         "gradient_clip_val": 1.0,
         "use_distributed_sampler": False,
+        "num_sanity_val_steps": 0,
     }
     return L.Trainer(**(defaults | options))
 
