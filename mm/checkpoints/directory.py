@@ -1,9 +1,10 @@
-"""The model directory (``config.json``, ``model.safetensors``, ``tokenizer.json``, ``README.md``) and training checkpoints."""
+"""Model directories (``config.json``, ``model.safetensors``, ``tokenizer.json``, ``README.md``) and training checkpoints."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -50,10 +51,17 @@ def special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Loads weights of which every one has its place, and every place its weight.
 
+    Args:
+        module: what gets the weights.
+        state: the weights by name.
+        source: where they came from, for messages.
+
     Raises:
         CheckpointError: names every weight that is missing, left over or of another shape.
     """
     own = module.state_dict()
+    if others := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise CheckpointError(f"{source}: holds something other than tensors: {', '.join(map(str, others))}")
     problems = [f"missing {name}" for name in own if name not in state]
     problems += [f"unexpected {name}" for name in state if name not in own]
     problems += [
@@ -85,16 +93,20 @@ def save_directory(
         dtype: precision of the weights on disk.
 
     Raises:
-        OutputError: the folder can't be written.
+        OutputError: the folder can't be written, or a weight is too large for the precision.
     """
     from safetensors.torch import save
 
     folder = Path(folder)
     config = {"model_type": KIND, "architecture": asdict(architecture), "languages": list(tokenizer.languages)}
+    whole = {name: value.detach().cpu() for name, value in _once(model.state_dict()).items()}
     state = {
-        name: value.detach().cpu().to(dtype if value.is_floating_point() else value.dtype).contiguous()
-        for name, value in _once(model.state_dict()).items()
+        name: value.to(dtype if value.is_floating_point() else value.dtype).contiguous()
+        for name, value in whole.items()
     }
+    lost = [name for name, value in state.items() if not torch.equal(value.isfinite(), whole[name].isfinite())]
+    if lost:
+        raise OutputError(f"{folder}: too large for {dtype}: {', '.join(lost)}; choose a precision with more range")
     files = {
         "config.json": json.dumps(config, indent=2).encode() + b"\n",
         "tokenizer.json": tokenizer.to_json().encode(),
@@ -104,11 +116,22 @@ def save_directory(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            temporary = folder / f".{name}.tmp"
-            temporary.write_bytes(content)
-            temporary.replace(folder / name)
+            _write(folder / name, content)
     except OSError as error:
         raise OutputError(f"{folder}: the model can't be written there ({error.strerror})") from error
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def load_directory(folder: str | Path) -> Loaded:
@@ -126,8 +149,8 @@ def load_directory(folder: str | Path) -> Loaded:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read ({error.strerror}); a model directory has one") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not JSON ({first_line(error)})") from error
     if not isinstance(config, dict) or config.get("model_type") != KIND:
         kind = config.get("model_type") if isinstance(config, dict) else None
         raise CheckpointError(f"{path}: model_type is {kind!r}; only {KIND!r} can be loaded")
@@ -138,9 +161,9 @@ def load_directory(folder: str | Path) -> Loaded:
     except OSError as error:
         raise CheckpointError(f"{weights}: can't be read ({error.strerror})") from error
     except SafetensorError as error:
-        raise CheckpointError(f"{weights}: damaged or not safetensors ({error})") from error
+        raise CheckpointError(f"{weights}: damaged or not safetensors ({first_line(error)})") from error
     tokenizer = Tokenizer.read(folder / "tokenizer.json")
-    return _assemble(config.get("architecture"), tokenizer, state, content, str(folder))
+    return _assemble(config.get("architecture"), tokenizer, state, content, str(path), str(weights))
 
 
 def load_checkpoint(path: str | Path) -> Loaded:
@@ -156,29 +179,41 @@ def load_checkpoint(path: str | Path) -> Loaded:
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read ({error.strerror})") from error
     except Exception as error:  # torch raises several kinds for damaged files
-        raise CheckpointError(f"{path}: not a training checkpoint of mm ({str(error).splitlines()[0]})") from error
-    if not isinstance(checkpoint, dict) or "mm" not in checkpoint:
+        raise CheckpointError(f"{path}: not a training checkpoint of mm ({first_line(error)})") from error
+    own = checkpoint.get("mm") if isinstance(checkpoint, dict) else None
+    weights = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(own, dict) or not isinstance(own.get("tokenizer"), str) or not isinstance(weights, dict):
         raise CheckpointError(f"{path}: not a training checkpoint of mm; 'mm fit' writes those")
-    tokenizer = Tokenizer.from_json(checkpoint["mm"]["tokenizer"], str(path))
-    state = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
-    return _assemble(checkpoint["mm"]["architecture"], tokenizer, state, content, str(path))
+    tokenizer = Tokenizer.from_json(own["tokenizer"], str(path))
+    state = {k.removeprefix("model."): v for k, v in weights.items() if str(k).startswith("model.")}
+    return _assemble(own.get("architecture"), tokenizer, state, content, str(path), str(path))
 
 
-def _assemble(description: Any, tokenizer: Tokenizer, state: dict[str, Tensor], content: bytes, source: str) -> Loaded:
+def first_line(error: BaseException) -> str:
+    """Gives the first line of an error's message, or its kind where there is none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _assemble(
+    description: Any, tokenizer: Tokenizer, state: dict[str, Tensor], content: bytes, source: str, weights: str
+) -> Loaded:
     known = {field.name for field in fields(Architecture)}
-    if not isinstance(description, dict) or not description.keys() <= known:
-        extra = sorted(description.keys() - known) if isinstance(description, dict) else []
+    if not isinstance(description, dict):
+        raise CheckpointError(f"{source}: has no 'architecture' object, which says how the model is built")
+    if extra := sorted(str(name) for name in description if name not in known):
         raise CheckpointError(
-            f"{source}: the architecture in config.json has unknown keys {extra}; known: {sorted(known)}"
+            f"{source}: unknown keys in 'architecture': {', '.join(extra)}; known are {', '.join(sorted(known))}"
         )
     try:
-        architecture = Architecture(**description)
+        values: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in description.items()}
+        architecture = Architecture(**values)
         model = build(architecture, len(tokenizer), special_tokens(tokenizer))
-    except (MMError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{source}: the architecture in config.json can't be built ({error})") from error
+    except (MMError, ArithmeticError, AttributeError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{source}: 'architecture' can't be built ({first_line(error)})") from error
     for name, first in _tied(model.state_dict()).items():
-        state.setdefault(name, state[first]) if first in state else None
-    load_strictly(model, state, source)
+        if first in state:
+            state.setdefault(name, state[first])
+    load_strictly(model, state, weights)
     return Loaded(model.eval(), tokenizer, architecture, hashlib.sha256(content).hexdigest())
 
 

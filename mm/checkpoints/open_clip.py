@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
+from mm.checkpoints.directory import first_line
 from mm.errors import CheckpointError, UnknownModelError
 from mm.models import DualEncoder
 
@@ -20,7 +21,8 @@ def load_open_clip(name: str) -> tuple[DualEncoder, Callable[[Image.Image], Tens
         name: ``open_clip:architecture/tag``, the tag one of open_clip's pretrained tags or a local file of weights.
 
     Returns:
-        The model in evaluation mode, the transform from an RGB image to (3, H, W) normalized pixels, and SHA-256 of the weights.
+        The model in evaluation mode, the transform from an RGB image to (3, H, W) normalized pixels, and SHA-256 of the
+        weights.
 
     Raises:
         UnknownModelError: open_clip has no such architecture or tag, or the weights can't be fetched.
@@ -39,7 +41,7 @@ def load_open_clip(name: str) -> tuple[DualEncoder, Callable[[Image.Image], Tens
     try:
         model, _, transform = open_clip.create_model_and_transforms(architecture, pretrained=tag, weights_only=True)
     except Exception as error:  # open_clip, hub and torch raise several kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         if local:
             raise CheckpointError(f"{name}: the weights can't be used ({reason})") from error
         raise UnknownModelError(f"{name}: can't be fetched ({reason}); give a local file instead of the tag") from error
@@ -47,6 +49,6 @@ def load_open_clip(name: str) -> tuple[DualEncoder, Callable[[Image.Image], Tens
     for key, value in sorted(model.state_dict().items()):
         digest.update(key.encode())
         digest.update(value.cpu().contiguous().numpy().tobytes())
-    width = model.text_projection.shape[-1] if hasattr(model, "text_projection") else model.visual.output_dim
-    encoder = DualEncoder(model, open_clip.get_tokenizer(architecture), int(width))
+    width = int(open_clip.get_model_config(architecture)["embed_dim"])
+    encoder = DualEncoder(model, open_clip.get_tokenizer(architecture), width)
     return encoder.eval(), transform, digest.hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mm.checkpoints.directory import Loaded, load_checkpoint, load_directory
+from mm.checkpoints.directory import Loaded, first_line, load_checkpoint, load_directory
 from mm.errors import CapabilityError, UnknownModelError
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -59,7 +59,6 @@ def _download(name: str) -> Path:
     try:
         return Path(snapshot_download(name.removeprefix("hf:"), allow_patterns=["*.json", "*.safetensors", "*.md"]))
     except Exception as error:  # hub, network and cache errors of several libraries
-        reason = str(error).splitlines()[0]
         raise UnknownModelError(
-            f"{name}: can't be fetched from the hub ({reason}); check the name and the network"
+            f"{name}: can't be fetched from the hub ({first_line(error)}); check the name and the network"
         ) from error
