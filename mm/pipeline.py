@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mm.checkpoints.directory import Loaded
+from mm.checkpoints.directory import Loaded, first_line
 from mm.checkpoints.resolve import BUILT_IN, load_vision_language
-from mm.data.images import decode_image, read_image
+from mm.data.images import convert_image, decode_image, read_image
 from mm.data.tokenizer import clean_caption
 from mm.data.transforms import ImageTransform, to_pixels
 from mm.errors import CapabilityError, OptionError
@@ -58,8 +58,13 @@ def load(name: str | Path = "mm-tiny", device: str | torch.device | None = None)
     Raises:
         UnknownModelError: the name names nothing.
         CheckpointError: what it names can't be read.
+        OptionError: there is no such device.
     """
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=place)
+    except (AssertionError, RuntimeError) as error:
+        raise OptionError(f"device {str(device)!r} can't be used ({first_line(error)})") from error
     if str(name).startswith("open_clip:"):
         from mm.checkpoints.open_clip import load_open_clip
 
@@ -223,7 +228,7 @@ def open_image(image: ImageLike) -> Image.Image:
         ImageError: it can't be decoded within the limits.
     """
     if isinstance(image, Image.Image):
-        return image if image.mode == "RGB" else image.convert("RGB")
+        return convert_image(image)
     return decode_image(image) if isinstance(image, bytes) else read_image(image)
 
 
@@ -290,6 +295,8 @@ class VisionLanguagePipeline(Pipeline):
     @torch.inference_mode()
     def match(self, images: ImageLike | Sequence[ImageLike], texts: str | Sequence[str]) -> np.ndarray:
         texts = [texts] if isinstance(texts, str) else texts
+        if not texts:
+            return np.empty((1 if isinstance(images, ImageLike) else len(images), 0), np.float32)
         tokens, padding = self._tokens(texts)
         rows = []
         for pixels in self._batches(images, 16):

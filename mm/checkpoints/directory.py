@@ -1,4 +1,4 @@
-"""Model directories (``config.json``, ``model.safetensors``, ``tokenizer.json``, ``README.md``) and training checkpoints."""
+"""Training checkpoints, and model directories: config.json, model.safetensors, tokenizer.json and README.md."""
 
 from __future__ import annotations
 

@@ -76,6 +76,20 @@ def decode_image(data: bytes, name: str = "image", max_pixels: int = DEFAULT_MAX
         raise _failure(error, data, name, image.format) from error
 
 
+def convert_image(image: Image.Image) -> Image.Image:
+    """Converts an image that someone else opened to 8-bit RGB, upright, as ``decode_image`` does.
+
+    Raises:
+        ImageError: its pixels can't be decoded.
+    """
+    try:
+        image.load()
+        return _to_rgb(_upright(image))
+    except Exception as error:  # decoders raise a dozen kinds of exceptions
+        name = getattr(image, "filename", "") or "image"
+        raise ImageError(f"{name}: can't be decoded: {_one_line(error)}", DAMAGED) from error
+
+
 def open_image(data: bytes, name: str = "image", max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageFile.ImageFile:
     """Reads and checks the header of an image file, without decoding its pixels.
 

@@ -151,7 +151,7 @@ HOSTILE = {
     "an unknown network": (built(vision="nothing"), "timm has no vision model named 'nothing'"),
     "a network from elsewhere": (built(vision="hf-hub:a/b"), "timm has no vision model named 'hf-hub:a/b'"),
     "a number for a network": (built(vision=5), "'architecture' can't be built"),
-    "a nested mean": (built(mean=[[1], [2], [3]]), "'architecture' can't be built"),
+    "a nested std": (built(std=[[1], [2], [3]]), "'architecture' can't be built"),
     "another size": (built(width=64), "text_encoder.positions has shape (32, 32) instead of (32, 64)"),
 }
 
