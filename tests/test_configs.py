@@ -90,3 +90,6 @@ def test_every_config_runs_two_steps(path: Path, tmp_path: Path) -> None:
     assert len(load_checkpoint(folder / "last.ckpt").tokenizer) == len(words)
     assert (tmp_path / "run/csv/version_0/metrics.csv").is_file()
     assert (tmp_path / "features").is_dir() == bool(document.get("features"))
+    if path.stem == "tiny":
+        assert main([*command(path), *arguments, "--trainer.max_epochs=2", "--ckpt_path=last"]) == 0
+        assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 4

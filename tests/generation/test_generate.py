@@ -36,7 +36,7 @@ def tokens(captions: list[Generated]) -> list[list[int]]:
     return [caption.tokens for caption in captions]
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_cached_equals_uncached(config: GenerationConfig, seed: int) -> None:
     model, everything = decoder(VOCABULARY, END, seed), list(range(len(PROMPTS)))
@@ -46,7 +46,7 @@ def test_cached_equals_uncached(config: GenerationConfig, seed: int) -> None:
         assert one.score == pytest.approx(other.score, abs=1e-4)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_batch_equals_single(config: GenerationConfig, seed: int) -> None:
     model, everything = decoder(VOCABULARY, END, seed), list(range(len(PROMPTS)))
