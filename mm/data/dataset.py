@@ -96,9 +96,10 @@ class TrainingSet(Dataset[dict[str, Any]]):
         Captions are sorted by length, so that a few groups of them need little padding.
 
         Returns:
-            ``pixels`` (B, 3, H, W) in [0, 1] or ``features`` (B, ...); ``index`` (B,); ``tokens`` and ``padding`` (M, T) for
-            the M captions of all images; ``languages`` (M,) first tokens; ``rows`` (M,) the image in the batch that each
-            caption belongs to; ``groups``, a list of (first caption, last caption + 1, tokens of the longest).
+            ``pixels`` (B, 3, H, W) in [0, 1] or ``features`` (B, ...); ``index`` (B,); ``tokens`` and ``padding``
+            (M, T) for the M captions of all images; ``languages`` (M,) first tokens; ``rows`` (M,) the image in the
+            batch that each caption belongs to; ``groups``, a list of (first caption, last caption + 1, tokens of the
+            longest).
         """
         captions = sorted(
             ((ids, language, row) for row, item in enumerate(items) for ids, language in item["captions"]),

@@ -1,7 +1,8 @@
 """The order of training samples: a pure function of the seed and a position.
 
 Training walks through one endless sequence, the concatenation of one permutation of the samples per epoch. A position
-in it is one integer, the number of samples consumed so far, whatever the number of ranks, workers or samples in a batch.
+in it is one integer, the number of samples consumed so far, whatever the number of ranks, of workers or of samples in
+a batch.
 """
 
 from __future__ import annotations

@@ -43,8 +43,8 @@ class ImageTransform:
     def view(self, image: Image.Image, number: int, seed: tuple[int, ...]) -> Tensor:
         """Makes one of an image's augmented views; the same number and seed give the same pixels.
 
-        View 0 is the whole image, view 1 its mirror image; from 2 on they are random crops with changed colours, every other
-        one mirrored.
+        View 0 is the whole image, view 1 its mirror image; from 2 on they are random crops with changed colours, every
+        other one mirrored.
 
         Args:
             image: RGB.

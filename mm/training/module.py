@@ -25,7 +25,7 @@ from mm.errors import OptionError
 from mm.generation import GenerationConfig
 from mm.layers import KeyValues
 from mm.models import Architecture, HybridViT, build
-from mm.training.losses import NegativeMemory, caption_loss, contrastive_loss, hard_negatives, matching_loss
+from mm.training.losses import caption_loss, contrastive_loss, hard_negatives, matching_loss
 from mm.training.optimizer import OptimizerSettings, adamw, cosine_schedule, parameter_groups
 from mm.training.validation import ValidationRun
 
@@ -40,7 +40,6 @@ class Losses:
         captioning: weight of the language-modelling loss (LM).
         match_pairs: pairs of a batch that the matching loss sees, each with two hard negatives; 0 for one per image.
         smoothing: label smoothing of the language-modelling loss.
-        memory: images of earlier batches, with their texts, that the contrastive loss compares with too.
 
     Raises:
         OptionError: a number is out of range, or no loss counts.
@@ -51,10 +50,9 @@ class Losses:
     captioning: float = 1.0
     match_pairs: int = 0
     smoothing: float = 0.1
-    memory: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("contrastive", "matching", "captioning", "match_pairs", "memory"):
+        for name in ("contrastive", "matching", "captioning", "match_pairs"):
             if getattr(self, name) < 0:
                 raise OptionError(f"losses.{name} must be at least 0, not {getattr(self, name)}")
         if not (self.contrastive or self.matching or self.captioning):
@@ -120,7 +118,6 @@ class VisionLanguageTraining(L.LightningModule):
         if not 0 <= seed < 2**32:
             raise OptionError(f"model.seed must be at least 0 and below 2**32, not {seed}")
         self.losses = losses
-        self.memory = NegativeMemory(losses.memory)
         self.optimizer_settings = optimizer
         self.validation = validation
         self.vision_frozen_epochs = vision_frozen_epochs
@@ -226,10 +223,7 @@ class VisionLanguageTraining(L.LightningModule):
             same = batch["index"][:, None] == batch["index"][rows][None, :]
             scale = model.logit_scale.exp().clamp(max=100)
             if self.losses.contrastive:
-                more = self.memory.negatives(batch["index"], rows)
-                result["contrastive"] = contrastive_loss(image_vectors, text_vectors, same, scale, more)
-                if self.losses.memory and self.training:
-                    self.memory.add(image_vectors, text_vectors, batch["index"], rows)
+                result["contrastive"] = contrastive_loss(image_vectors, text_vectors, same, scale)
             if self.losses.matching:
                 similarity = scale * image_vectors @ text_vectors.T
                 result["matching"] = self._matching_loss(images, rows, tokens, padding, similarity, same)
@@ -318,13 +312,8 @@ class VisionLanguageTraining(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what it takes to use the weights, architecture and tokenizer, and to go on: the negatives kept."""
+        """Adds what it takes to use the weights: architecture and tokenizer."""
         checkpoint["mm"] = {"architecture": asdict(self.architecture), "tokenizer": self.tokenizer.to_json()}
-        checkpoint["negatives"] = self.memory.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the kept negatives back."""
-        self.memory.load_state_dict(checkpoint.get("negatives", {}))
 
 
 def _of_images(context: Sequence[KeyValues], rows: Tensor) -> list[KeyValues]:

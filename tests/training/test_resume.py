@@ -14,7 +14,6 @@ from running import Recorded, fit, made_data, trainer, training
 
 from mm.checkpoints import load_checkpoint
 from mm.training.callbacks import AveragedWeights, BestCheckpoint, LastCheckpoint
-from mm.training.module import Losses
 
 pytestmark = pytest.mark.slow
 STEPS = 12  # four epochs of three steps
@@ -125,10 +124,10 @@ def test_training_interrupted_twice(whole: tuple[Path, Recorded], tmp_path: Path
     same_weights(expected, second)
 
 
-def test_with_kept_features_dropout_and_earlier_negatives(tmp_path: Path) -> None:
+def test_with_kept_features_and_dropout(tmp_path: Path) -> None:
     made_data(tmp_path)
     architecture = replace(tiny.ARCHITECTURE, vision="test_efficientnet", frozen_stages=-1, dropout=0.3)
-    model = {"architecture": architecture, "losses": Losses(memory=6), "features": str(tmp_path / "kept")}
+    model = {"architecture": architecture, "features": str(tmp_path / "kept")}
     expected = training(tmp_path, **model)
     fit(trainer(tmp_path / "whole"), expected, made_data(tmp_path))
     first = interrupted(tmp_path, tmp_path / "run", 4, Killed, callbacks=callbacks(0), model=model)
