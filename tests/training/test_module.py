@@ -150,7 +150,7 @@ def test_pretrained_weights_thaw_in_time(tmp_path: Path) -> None:
 def test_parts_of_a_step_draw_different_dropout(tmp_path: Path) -> None:
     module = training(tmp_path)
     drawn = []
-    module.during = lambda step: drawn.append((step, int(torch.randint(2**31, ()))))
+    module.during = lambda step: drawn.append((step, torch.initial_seed()))
     options = {"callbacks": [], "enable_checkpointing": False, "max_epochs": 2, "limit_val_batches": 0}
     fit(trainer(tmp_path, accumulate_grad_batches=2, **options), module, made_data(tmp_path))
     assert [step for step, _ in drawn] == [0, 0, 1, 2, 2, 3]
