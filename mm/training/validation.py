@@ -48,6 +48,7 @@ class ValidationRun:
         self.caption_images = caption_images
         self.pictures = pictures
         self.images: list[Tensor] = []
+        self.texts: list[Tensor] = []
         self.references: dict[str, list[str]] = {}
         self.captions: dict[str, str] = {}
         self.photos: list[tuple[Tensor, str]] = []
@@ -71,6 +72,9 @@ class ValidationRun:
                 self.photos.append((image.float().cpu(), text))
         for key, known in zip(keys, captions, strict=True):
             self.references[key] = list(known.get(self.language, []))
+        # Texts are embedded along with the images: averaged weights are in the model only until the last batch.
+        texts = [clean_caption(text) for key in keys for text in self.references[key]]
+        self.texts.append(self._embed(texts))
 
     def _caption(self, tokens: Tensor) -> list[str]:
         start = self.tokenizer.languages[self.language]
@@ -93,12 +97,8 @@ class ValidationRun:
             result |= score_captions({key: known[key] for key in captioned}, captioned, self.language)
         if known:
             rows = [row for row, key in enumerate(self.references) if key in known]
-            images = torch.cat(self.images)[rows]
-            texts, owner = [], []
-            for image, captions in enumerate(known.values()):
-                texts += [clean_caption(text) for text in captions]
-                owner += [image] * len(captions)
-            result |= retrieval_metrics(images, self._embed(texts), np.array(owner))
+            owner = np.repeat(np.arange(len(known)), [len(texts) for texts in known.values()])
+            result |= retrieval_metrics(torch.cat(self.images)[rows], torch.cat(self.texts), owner)
         return result
 
     def _embed(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
@@ -109,7 +109,7 @@ class ValidationRun:
                 rows = self.tokenizer.encode(texts[start : start + batch_size], self.model.text_encoder.max_tokens - 1)
                 tokens, padding = (torch.from_numpy(a).to(device) for a in self.tokenizer.pad(rows))
                 vectors.append(self.model.text_embedding(tokens, padding).float().cpu())
-        return torch.cat(vectors)
+        return torch.cat([torch.empty(0, self.model.embedding_width), *vectors])
 
     def picture(self) -> Image.Image | None:
         """Draws the first photos with their captions under them; None without any."""

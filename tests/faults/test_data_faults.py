@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import tarfile
 from io import BytesIO
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -96,6 +97,14 @@ def test_cut_at_every_block_boundary_without_a_manifest(
     assert tally.ok and len(samples) == COUNT
 
 
+def checksum(header: bytes | bytearray) -> int | None:
+    """The checksum that a tar header states, or None where it is no number."""
+    try:
+        return int(tarfile.nti(bytes(header[148:156])))
+    except tarfile.HeaderError:
+        return None
+
+
 @settings(max_examples=300, deadline=None)
 @given(data=st.data(), known=st.booleans())
 def test_damaged_header(
@@ -111,6 +120,8 @@ def test_damaged_header(
     damaged = bytearray(whole)
     position = start + data.draw(st.integers(0, BLOCK - 1))
     damaged[position] ^= data.draw(st.integers(1, 255))
+    in_checksum = 148 <= position - start < 156
+    assume(not in_checksum or checksum(damaged[start:]) != checksum(whole[start:]))  # 07 and 7 are the same number
     samples, tally = read_damaged(tmp_path_factory.mktemp("flip"), bytes(damaged), shard if known else None)
     assert not tally.ok
     assert tally.by_reason().keys() <= {"corrupt tar header", "shard cut short"}

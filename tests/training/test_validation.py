@@ -9,6 +9,7 @@ import tiny
 import torch
 from running import fit, made_data, trainer, training
 
+from mm.checkpoints import load_checkpoint
 from mm.data.tokenizer import clean_caption
 from mm.errors import OptionError
 from mm.generation import GenerationConfig
@@ -16,6 +17,7 @@ from mm.metrics.captioning import score_captions
 from mm.metrics.retrieval import retrieval_metrics
 from mm.pipeline import VisionLanguagePipeline
 from mm.training.module import Validation
+from mm.training.optimizer import OptimizerSettings
 from mm.training.validation import ValidationRun, draw_captions
 
 WORDS = tiny.tokenizer()
@@ -95,6 +97,29 @@ def test_a_validation_in_training_logs_figures_and_a_picture(tmp_path: Path) -> 
     for name in ("val/BLEU-4", "val/CIDEr", "val/text_to_image_R@10", "val/image_to_text_R@1"):
         assert name in rows
     assert (Path(logger.log_dir) / "pictures/val-000003.png").is_file()
+
+
+def test_figures_are_all_of_the_averaged_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning takes them out of the model before the end of validation is announced to it."""
+    logged: list[dict[str, float]] = []
+    metrics = ValidationRun.metrics
+
+    def note(run: ValidationRun) -> dict[str, float]:
+        logged.append(metrics(run))
+        return logged[-1]
+
+    monkeypatch.setattr(ValidationRun, "metrics", note)
+    slow = OptimizerSettings(learning_rate=0.1, warmup=0.0)
+    fit(trainer(tmp_path, max_epochs=1), training(tmp_path, optimizer=slow), made_data(tmp_path))
+    model = load_checkpoint(tmp_path / "checkpoints/best.ckpt").model
+    run = ValidationRun(model, WORDS, "en", GenerationConfig(), 4)
+    data = made_data(tmp_path)
+    data.attach(WORDS, 32)
+    data.setup("validate")
+    with torch.inference_mode():
+        for batch in data.val_dataloader():
+            run.add(batch["pixels"], batch["keys"], batch["captions"])
+    assert logged[0] == pytest.approx(metrics(run))
 
 
 @pytest.mark.parametrize(
