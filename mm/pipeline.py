@@ -24,7 +24,7 @@ from mm.layers import KeyValues
 from mm.models import DualEncoder
 
 ImageLike = Image.Image | str | Path | bytes
-CAPTION = GenerationConfig(beams=3)
+CAPTION = GenerationConfig(beams=3, repetition_penalty=1.2)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,8 @@ class Pipeline(ABC):
             images: decoded images, paths or encoded bytes; or a single one.
             language: code of the language to caption in.
             prompt: words that captions begin with, for all images or one for each.
-            config: how captions are decoded; beam search with 3 beams unless told otherwise.
+            config: how captions are decoded; beam search with 3 beams and a
+                repetition penalty of 1.2 unless told otherwise.
             batch_size: images captioned together. It changes speed, not captions.
 
         Returns:

@@ -59,7 +59,7 @@ def add_generation(parser: ArgumentParser, beams: int = 3) -> None:
     parser.add_argument("--min_tokens", type=int, default=1, help="tokens a caption has at least")
     parser.add_argument("--max_tokens", type=int, default=30, help="tokens a caption has at most")
     parser.add_argument("--length_penalty", type=float, default=1.0, help="above 0, longer captions rank higher")
-    parser.add_argument("--repetition_penalty", type=float, default=1.0, help="above 1, words repeat less")
+    parser.add_argument("--repetition_penalty", type=float, default=1.2, help="above 1, words repeat less")
 
 
 def generation_config(options: Namespace) -> GenerationConfig:
