@@ -104,7 +104,7 @@ def run(arguments: Sequence[str], program: str) -> int:
     config = common.generation_config(options)
     model = mm.load(options.model, options.device)
     model.require("caption", options.language)
-    tally, rows = Tally(), []
+    tally, rows, total = Tally(), [], count_images(sources)
     with progress("Captions") as update:
         images = common.decoded(iter_images(sources), tally, options.max_pixels)
         for batch in common.batches(images, options.batch_size):
@@ -128,7 +128,7 @@ def run(arguments: Sequence[str], program: str) -> int:
             else:
                 for row in new:
                     print(f"{row['source']}\t{row['caption']}", flush=True)
-            update(tally.seen, count_images(sources))
+            update(tally.seen, total)
     output.finish()
     if options.json:
         common.print_json({"captions": rows, "used": tally.used, "rejected": common.rejections_json(tally)})

@@ -22,14 +22,18 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+def wrong_use(program: str, message: str) -> NoReturn:
+    """Prints what is wrong with the arguments of a command in one line, and exits with status 2."""
+    print(f"{program}: {' '.join(str(message).split())}; see '{program} --help'", file=sys.stderr)
+    raise SystemExit(2)
+
+
 class Parser(ArgumentParser):
     """A parser whose errors are one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints what is wrong, and exits with status 2."""
-        line = " ".join(str(message).split())
-        print(f"{self.prog}: {line}; see '{self.prog} --help'", file=sys.stderr)
-        raise SystemExit(2)
+        wrong_use(self.prog, message)
 
 
 def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from mm.cli.common import wrong_use
 from mm.data.datamodule import CaptionData
 from mm.errors import OutputError
 from mm.training.memory import keep_large_allocations
@@ -26,9 +26,7 @@ class TrainingParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints what is wrong, and exits with status 2."""
-        line = " ".join(str(message).split())
-        print(f"{self.program}: {line}; see '{self.program} --help'", file=sys.stderr)
-        raise SystemExit(2)
+        wrong_use(self.program, message)
 
 
 class TrainingCLI(LightningCLI):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -76,13 +77,7 @@ def _describe(name: str, path: Path) -> dict[str, Any]:
     with weights.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
-    shapes = [value["shape"] for key, value in header.items() if key != "__metadata__"]
-    count = 0
-    for shape in shapes:
-        size = 1
-        for side in shape:
-            size *= side
-        count += size
+    count = sum(math.prod(value["shape"]) for key, value in header.items() if key != "__metadata__")
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     return description | {
         "languages": config.get("languages", []),
