@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from mm.data.tokenizer import Tokenizer
 from mm.errors import CheckpointError, MMError, OutputError
+from mm.files import write_whole
 from mm.models import Architecture, SpecialTokens, VisionLanguageModel, build
 
 KIND = "mm-vision-language"
@@ -116,22 +116,9 @@ def save_directory(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            _write(folder / name, content)
+            write_whole(folder / name, content)
     except OSError as error:
         raise OutputError(f"{folder}: the model can't be written there ({error.strerror})") from error
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def load_directory(folder: str | Path) -> Loaded:

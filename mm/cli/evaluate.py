@@ -13,6 +13,7 @@ from mm.data.samples import Rejection, Sample, Tally
 from mm.data.shards import read_shard
 from mm.data.tokenizer import clean_caption
 from mm.errors import DataError, OutputError, UsageError
+from mm.files import write_whole
 
 if TYPE_CHECKING:
     from mm.pipeline import Pipeline
@@ -110,7 +111,7 @@ def _captioning(
             for key, texts in references.items()
         ]
         try:
-            options.output.write_text("".join(lines), encoding="utf-8")
+            write_whole(options.output, "".join(lines).encode())
         except OSError as error:
             raise OutputError(f"{options.output}: can't be written ({error.strerror})") from error
     java = tuple(JAVA_METRICS) if options.java else ()

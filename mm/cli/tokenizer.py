@@ -23,6 +23,7 @@ def run(arguments: Sequence[str], program: str) -> int:
     from mm.data.shards import read_shard
     from mm.data.tokenizer import Tokenizer, clean_caption
     from mm.errors import DataError, OutputError
+    from mm.files import write_whole
 
     manifest = Manifest.of(expand(options.data))
 
@@ -40,7 +41,7 @@ def run(arguments: Sequence[str], program: str) -> int:
     tokenizer = Tokenizer.train(texts, options.vocabulary, options.languages)
     try:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(tokenizer.to_json(), encoding="utf-8")
+        write_whole(options.output, tokenizer.to_json().encode())
     except OSError as error:
         raise OutputError(f"{options.output}: can't be written ({error.strerror})") from error
     print(f"{options.output}: {len(tokenizer)} tokens from {len(texts)} captions")

@@ -87,33 +87,34 @@ class TrainingSet(Dataset[dict[str, Any]]):
             known = sample.captions.get(language, [])
             texts = [clean_caption(known[i]) for i in random.permutation(len(known))[:count]]
             first = self.tokenizer.languages[language]
-            item["captions"] += [(ids, first) for ids in self.tokenizer.encode(texts, self.max_tokens)]
+            item["captions"] += [(ids, first) for ids in self.tokenizer.encode(texts, self.max_tokens + 1)]
         return item
 
     def collate(self, items: Sequence[dict[str, Any]]) -> Batch:
-        """Stacks samples.
+        """Stacks samples, and cuts their captions.
 
         Captions are sorted by length, so that a few groups of them need little padding.
 
         Returns:
             ``pixels`` (B, 3, H, W) in [0, 1] or ``features`` (B, ...); ``index`` (B,); ``tokens`` and ``padding``
-            (M, T) for the M captions of all images; ``languages`` (M,) first tokens; ``rows`` (M,) the image in the
-            batch that each caption belongs to; ``groups``, a list of (first caption, last caption + 1, tokens of the
-            longest).
+            (M, T) for the M captions of all images; ``complete`` (M,), false where a caption was cut; ``languages``
+            (M,) first tokens; ``rows`` (M,) the image in the batch that each caption belongs to; ``groups``, a list of
+            (first caption, last caption + 1, tokens of the longest).
         """
         captions = sorted(
             ((ids, language, row) for row, item in enumerate(items) for ids, language in item["captions"]),
             key=lambda caption: len(caption[0]),
         )
-        tokens, padding = self.tokenizer.pad([ids for ids, _, _ in captions])
+        tokens, padding = self.tokenizer.pad([ids[: self.max_tokens] for ids, _, _ in captions])
         cuts = np.linspace(0, len(captions), 4).round().astype(int).tolist()
         batch: Batch = {
             "index": torch.tensor([item["index"] for item in items]),
             "tokens": torch.from_numpy(tokens),
             "padding": torch.from_numpy(padding),
+            "complete": torch.tensor([len(ids) <= self.max_tokens for ids, _, _ in captions]),
             "languages": torch.tensor([language for _, language, _ in captions]),
             "rows": torch.tensor([row for _, _, row in captions]),
-            "groups": [(i, j, max(1, len(captions[j - 1][0]))) for i, j in itertools.pairwise(cuts) if i < j],
+            "groups": [(i, j, max(1, int(padding[i:j].sum(1).max()))) for i, j in itertools.pairwise(cuts) if i < j],
         }
         if "features" in items[0]:
             batch["features"] = torch.stack([item["features"] for item in items]).float()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from typing import Any
 from mm.data.samples import Rejection
 from mm.data.tar import groups
 from mm.errors import DataError, OutputError, ShardError, UsageError
+from mm.files import write_whole
 
 MANIFEST_NAME = "manifest.json"
 KIND = "wids-shard-index-v1"
@@ -156,17 +156,9 @@ class Manifest:
             {key: value for key in keys if (value := getattr(shard, key)) is not None} for shard in self.shards
         ]
         document = {"__kind__": KIND, "wids_version": 1, "shardlist": shardlist}
-        temporary = path.with_name(f".{path.name}.tmp")
         try:
-            with temporary.open("w", encoding="utf-8") as file:
-                json.dump(document, file, indent=1, ensure_ascii=False)
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            sync_folder(path.parent)
+            write_whole(path, json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n")
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise OutputError(f"{path}: can't be written: {error.strerror}") from error
         return path
 
@@ -245,20 +237,6 @@ def hash_file(path: Path, progress: Progress | None = None) -> str:
     except OSError as error:
         raise ShardError(f"{path}: can't be read: {error.strerror}", "unreadable shard") from error
     return digest.hexdigest()
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames within a folder durable, where the system can."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)
 
 
 def _find_tars(folder: Path) -> list[Path]:

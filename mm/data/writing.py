@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mm.data.images import sniff_suffix
-from mm.data.manifest import MANIFEST_NAME, Manifest, ManifestEntry, sync_folder
+from mm.data.manifest import MANIFEST_NAME, Manifest, ManifestEntry
 from mm.data.samples import Rejection, Sample, Tally, caption_document, printable
 from mm.errors import DataError, OptionError, OutputError, ShardError
+from mm.files import sync_folder
 
 _PREFIX = re.compile(r"\w[\w-]*")
 _TEMPORARY = ".{}.tmp"

@@ -163,24 +163,24 @@ class ConvStem(nn.Module):
         return self
 
     def frozen(self, pixels: Tensor) -> Tensor:
-        """Runs the frozen stages on normalized (B, 3, H, W) pixels, a few images at a time on a CPU.
-
-        Early stages have large activations: four images stay within a processor's cache, thirty-two take twice as long.
-        """
-        if not self.frozen_stages:
-            return pixels
-        frozen = self.stages[: self.frozen_stages]
+        """Runs the frozen stages on normalized (B, 3, H, W) pixels."""
         with torch.no_grad():
-            if pixels.device.type != "cpu":
-                return frozen(pixels)
-            return torch.cat([frozen(part) for part in pixels.contiguous(memory_format=torch.channels_last).split(4)])
+            return _run(self.stages[: self.frozen_stages], pixels)
 
     def forward(self, frozen: Tensor) -> Tensor:
         """Runs the other stages on what ``frozen`` returned: (B, C, H', W')."""
-        rest = self.stages[self.frozen_stages :]
-        if frozen.device.type != "cpu" or torch.is_grad_enabled():
-            return rest(frozen)
-        return torch.cat([rest(part) for part in frozen.contiguous(memory_format=torch.channels_last).split(4)])
+        return _run(self.stages[self.frozen_stages :], frozen)
+
+
+def _run(stages: nn.Sequential, x: Tensor) -> Tensor:
+    """Runs stages; without gradients on a CPU a few images at a time.
+
+    Early stages have large activations: those of four images stay within a processor's cache, thirty-two take twice as
+    long.
+    """
+    if not len(stages) or x.device.type != "cpu" or torch.is_grad_enabled():
+        return stages(x)
+    return torch.cat([stages(part) for part in x.contiguous(memory_format=torch.channels_last).split(4)])
 
 
 class HybridViT(nn.Module):

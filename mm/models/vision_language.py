@@ -121,12 +121,21 @@ class VisionLanguageModel(nn.Module):
         hidden = self.text_decoder(tokens, context=context)
         return self.text_decoder.logits(hidden[padding])
 
-    def caption_targets(self, tokens: Tensor, padding: Tensor) -> Tensor:
-        """Gives the (R,) int64 tokens that ``caption_logits`` is to predict: each caption and then the end token."""
+    def caption_targets(self, tokens: Tensor, padding: Tensor, complete: Tensor) -> Tensor:
+        """Gives the tokens that ``caption_logits`` is to predict: each caption and then the end token.
+
+        Args:
+            tokens: (B, T) int64, captions without special tokens, padded on the right.
+            padding: (B, T) bool, true at real tokens.
+            complete: (B,) bool, false for captions that were cut: what follows their last token isn't known.
+
+        Returns:
+            (R,) int64; -100, which a cross-entropy ignores, at the end of captions that were cut.
+        """
         begun, real = _begin(self.special.padding, tokens, padding)
         targets = begun.roll(-1, 1)
         last = real.sum(1) - 1
-        targets[torch.arange(len(targets), device=targets.device), last] = self.special.end
+        targets[torch.arange(len(targets), device=targets.device), last] = torch.where(complete, self.special.end, -100)
         return targets[real]
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from mm.files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +95,8 @@ def save_index(folder: Path, index: Any, stamp: str) -> None:
     _remove_forgotten(folder)
     data = faiss.serialize_index(index).tobytes()
     summary = {"stamp": stamp, "sha256": hashlib.sha256(data).hexdigest(), "vectors": index.ntotal}
-    _replace(folder / INDEX_FILE, data)
-    _replace(folder / SUMMARY_FILE, json.dumps(summary).encode())
-    _sync_folder(folder)
+    write_whole(folder / INDEX_FILE, data)
+    write_whole(folder / SUMMARY_FILE, json.dumps(summary).encode())
 
 
 def load_index(folder: Path, stamp: str) -> Any | None:
@@ -129,27 +129,6 @@ def _selecting(ids: np.ndarray) -> Any:
 
     make: Any = SearchParameters  # its type stub knows none of its arguments
     return make(sel=IDSelectorBatch(ids))
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove_forgotten(folder: Path) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path, PurePosixPath
 
 from mm.errors import OutputError
+from mm.files import write_whole
 from mm.search.items import Hit
 from mm.search.report_style import STYLE
 
@@ -119,17 +119,9 @@ def write_page(path: str | Path, html: str) -> None:
         OutputError: when it can't be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(html)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(path, html.encode("utf-8", errors="backslashreplace"))
     except OSError as error:
         raise OutputError(f"{path} can't be written: {error.strerror or error}; name another file") from error
 

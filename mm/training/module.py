@@ -216,7 +216,7 @@ class VisionLanguageTraining(L.LightningModule):
         groups = [(slice(i, j), tokens[i:j, :length], padding[i:j, :length]) for i, j, length in batch["groups"]]
         result: dict[str, Tensor] = {}
         if self.losses.captioning:
-            result["captioning"] = self._captioning_loss(images, rows, batch["languages"], groups)
+            result["captioning"] = self._captioning_loss(images, batch, groups)
         if self.losses.contrastive or self.losses.matching:
             image_vectors = model.image_embedding(images)
             text_vectors = torch.cat([model.text_embedding(ids, real) for _, ids, real in groups])
@@ -229,17 +229,15 @@ class VisionLanguageTraining(L.LightningModule):
                 result["matching"] = self._matching_loss(images, rows, tokens, padding, similarity, same)
         return result
 
-    def _captioning_loss(
-        self, images: Tensor, rows: Tensor, languages: Tensor, groups: Sequence[tuple[slice, Tensor, Tensor]]
-    ) -> Tensor:
+    def _captioning_loss(self, images: Tensor, batch: Batch, groups: Sequence[tuple[slice, Tensor, Tensor]]) -> Tensor:
         """Predicts every caption from its image: (B, P, D) image tokens, and captions in groups of similar length."""
         model = self.model
         image_context = model.text_decoder.keys_values(images)
         logits, targets = [], []
         for group, ids, real in groups:
-            context = _of_images(image_context, rows[group])
-            logits.append(model.caption_logits(context, languages[group], ids, real))
-            targets.append(model.caption_targets(ids, real))
+            context = _of_images(image_context, batch["rows"][group])
+            logits.append(model.caption_logits(context, batch["languages"][group], ids, real))
+            targets.append(model.caption_targets(ids, real, batch["complete"][group]))
         return caption_loss(torch.cat(logits), torch.cat(targets), self.losses.smoothing)
 
     def _matching_loss(

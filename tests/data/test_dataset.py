@@ -89,6 +89,17 @@ def test_a_batch_says_which_caption_belongs_to_which_image(tmp_path: Path) -> No
 def test_captions_are_cut(tmp_path: Path) -> None:
     batch = next(iter(data(tiny.shards(tmp_path, 9), max_tokens=2).train_dataloader()))
     assert batch["tokens"].shape[1] == 2 and bool(batch["padding"].all())
+    assert not batch["complete"].any()
+
+
+def test_cut_captions_are_told_from_those_that_just_fit(tmp_path: Path) -> None:
+    longest = max(len(ids) for name in tiny.COLOURS for ids in WORDS.encode(tiny.captions(name)["en"]))
+    folder = tiny.shards(tmp_path, 9)
+    fitting = next(iter(data(folder, max_tokens=longest, captions={"en": 2}, batch_size=9).train_dataloader()))
+    assert fitting["complete"].all() and fitting["tokens"].shape[1] == longest
+    cut = next(iter(data(folder, max_tokens=longest - 1, captions={"en": 2}, batch_size=9).train_dataloader()))
+    lengths = fitting["padding"].sum(1)
+    assert (~cut["complete"]).sum() == (lengths == longest).sum() > 0
 
 
 def test_evaluation_gives_every_sample_once_in_order(tmp_path: Path) -> None:

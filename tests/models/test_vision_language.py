@@ -13,6 +13,7 @@ from mm.models import Architecture, VisionLanguageModel, build
 from mm.training.losses import caption_loss, contrastive_loss, matching_loss
 
 WORDS = tokenizer()
+COMPLETE = torch.ones(6, dtype=torch.bool)
 PRESETS = {
     "hybrid": ARCHITECTURE,
     "hybrid with batch norm": replace(ARCHITECTURE, vision="test_efficientnet", hybrid_blocks=2, decoder_blocks=2),
@@ -42,7 +43,7 @@ def total_loss(net: VisionLanguageModel) -> torch.Tensor:
     return (
         contrastive_loss(*vectors, same, net.logit_scale.exp())
         + matching_loss(matches, torch.arange(6) % 2 == 0)
-        + caption_loss(logits, net.caption_targets(tokens, padding), 0.1)
+        + caption_loss(logits, net.caption_targets(tokens, padding, COMPLETE), 0.1)
     )
 
 
@@ -82,9 +83,20 @@ def test_embeddings_are_unit_vectors_whatever_the_padding() -> None:
 def test_caption_targets_are_the_caption_and_its_end() -> None:
     net = model(WORDS)
     tokens, padding = texts()
-    targets = net.caption_targets(tokens, padding).tolist()
+    targets = net.caption_targets(tokens, padding, COMPLETE).tolist()
     expected = [[*tokens[row, padding[row]].tolist(), WORDS.end] for row in range(6)]
     assert targets == [token for row in expected for token in row]
+
+
+def test_captions_that_were_cut_do_not_learn_to_end() -> None:
+    net = model(WORDS)
+    tokens, padding = texts()
+    complete = torch.tensor([True, False, True, True, False, True])
+    targets = net.caption_targets(tokens, padding, complete)
+    ends = (padding.sum(1) + 1).cumsum(0) - 1
+    assert targets[ends].tolist() == [WORDS.end if whole else -100 for whole in complete]
+    rest = torch.ones_like(targets, dtype=torch.bool).index_fill(0, ends, False)
+    assert torch.equal(targets[rest], tokens[padding])
 
 
 def test_caption_logits_line_up_with_targets() -> None:
@@ -92,7 +104,7 @@ def test_caption_logits_line_up_with_targets() -> None:
     tokens, padding = texts()
     context = net.text_decoder.keys_values(net.image_tokens(torch.rand(6, 3, 32, 32)))
     logits = net.caption_logits(context, torch.full((6,), WORDS.languages["zh"]), tokens, padding)
-    targets = net.caption_targets(tokens, padding)
+    targets = net.caption_targets(tokens, padding, COMPLETE)
     assert logits.shape == (len(targets), len(WORDS))
     start = 0
     for row in range(6):

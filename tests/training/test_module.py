@@ -39,7 +39,7 @@ def test_losses_of_a_batch_are_those_of_its_parts(tmp_path: Path) -> None:
         texts.append(model.text_embedding(ids, whole))
         context = model.text_decoder.keys_values(images[row][None])
         logits.append(model.caption_logits(context, language[None], ids, whole))
-        targets.append(model.caption_targets(ids, whole))
+        targets.append(model.caption_targets(ids, whole, torch.ones(1, dtype=torch.bool)))
     same = torch.arange(4)[:, None] == rows[None, :]
     expected = contrastive_loss(model.image_embedding(images), torch.cat(texts), same, model.logit_scale.exp())
     torch.testing.assert_close(found["contrastive"], expected)
