@@ -13,7 +13,8 @@ from torch import Tensor
 from mm.data.datamodule import CaptionData
 from mm.data.dataset import Batch
 from mm.training.callbacks import AveragedWeights, BestCheckpoint, LastCheckpoint
-from mm.training.module import Validation, VisionLanguageTraining
+from mm.training.module import VisionLanguageTraining
+from mm.training.validation import Validation
 
 
 class Recorded(VisionLanguageTraining):

@@ -30,6 +30,7 @@ class Architecture:
         embedding_width: E of the shared space.
         max_tokens: the most tokens of a text, with its first token.
         dropout: probability of dropping a unit while training.
+        pooled_dropout: likewise of a hybrid ViT's pooled features.
         frozen_stages: stages of the stem, from the first, that are never trained; -1 for all.
     """
 
@@ -45,6 +46,7 @@ class Architecture:
     embedding_width: int = 256
     max_tokens: int = 64
     dropout: float = 0.1
+    pooled_dropout: float = 0.3
     frozen_stages: int = 0
 
 
@@ -71,6 +73,7 @@ def build(architecture: Architecture, vocabulary: int, special: SpecialTokens) -
         heads=a.heads,
         frozen_stages=a.frozen_stages,
         dropout=a.dropout,
+        pooled_dropout=a.pooled_dropout,
     )
     embedding = nn.Embedding(vocabulary, a.width)
     nn.init.normal_(embedding.weight, std=0.02)
@@ -91,8 +94,9 @@ def _check(architecture: Architecture) -> None:
             raise UsageError(f"architecture.{name} must be at least {lowest}, not {getattr(a, name)}")
     if a.width % a.heads:
         raise UsageError(f"architecture.width {a.width} must be a multiple of architecture.heads {a.heads}")
-    if not 0 <= a.dropout < 1:
-        raise UsageError(f"architecture.dropout must be at least 0 and below 1, not {a.dropout}")
+    for name in ("dropout", "pooled_dropout"):
+        if not 0 <= getattr(a, name) < 1:
+            raise UsageError(f"architecture.{name} must be at least 0 and below 1, not {getattr(a, name)}")
     for name in ("mean", "std"):
         if len(getattr(a, name)) != 3:
             raise UsageError(f"architecture.{name} must be three numbers, one per channel, not {getattr(a, name)}")

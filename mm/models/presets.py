@@ -49,6 +49,7 @@ def vision_encoder(
     heads: int = 8,
     frozen_stages: int = 0,
     dropout: float = 0.0,
+    pooled_dropout: float = 0.0,
 ) -> TimmViT | HybridViT:
     """Builds a vision encoder without pretrained weights.
 
@@ -62,6 +63,7 @@ def vision_encoder(
         heads: N of those blocks.
         frozen_stages: stages of the stem, from the first, that aren't trained; -1 for all.
         dropout: probability of dropping a unit in those blocks while training.
+        pooled_dropout: likewise of the stem's pooled features.
 
     Raises:
         UsageError: timm has no such model, or it can't be used in this role.
@@ -70,4 +72,6 @@ def vision_encoder(
         return TimmViT(name, image_size, mean, std)
     stem = ConvStem(name, frozen_stages)
     blocks = [block(width, heads, dropout=dropout) for _ in range(hybrid_blocks)]
-    return HybridViT(stem, blocks, width, -(-image_size // 32), mean, std, dropout=dropout)
+    return HybridViT(
+        stem, blocks, width, -(-image_size // 32), mean, std, dropout=dropout, pooled_dropout=pooled_dropout
+    )

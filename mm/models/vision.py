@@ -1,8 +1,9 @@
 """Vision encoders: from pixels to image tokens.
 
-Every encoder has ``width`` (D of its tokens) and two halves, ``frozen`` and ``tokens``, whose composition is
-``forward``. What ``frozen`` returns doesn't change while the encoder trains, so that training may keep it instead of
-computing it again.
+Every encoder has ``width`` (D of its tokens), ``prefix_tokens`` (how many tokens, the first of which sums up the whole
+image, come before those of the patches) and two halves, ``frozen`` and ``tokens``, whose composition is ``forward``.
+What ``frozen`` returns doesn't change while the encoder trains, so that training may keep it instead of computing it
+again.
 """
 
 from __future__ import annotations
@@ -88,6 +89,7 @@ class TimmViT(nn.Module):
         if getattr(self.model, "attn_pool", None) is not None:
             self.model.attn_pool = None  # pools tokens into one; here all of them are used
         self.width: int = self.model.num_features
+        self.prefix_tokens: int = getattr(self.model, "num_prefix_tokens", 0)
         with torch.no_grad():
             try:
                 shape = self.model.eval().forward_features(torch.zeros(1, 3, image_size, image_size)).shape
@@ -151,7 +153,12 @@ class ConvStem(nn.Module):
                 same = False
         if not same:
             raise UsageError(f"timm's {name!r} is not a plain sequence of stages, so it can't be a hybrid's stem")
-        self.frozen_stages = len(stages) if frozen_stages < 0 else min(frozen_stages, len(stages))
+        self.freeze(frozen_stages)
+
+    def freeze(self, stages: int) -> None:
+        """Lets the first stages get no gradient, and all others one; -1 for all stages."""
+        self.frozen_stages = len(self.stages) if stages < 0 else min(stages, len(self.stages))
+        self.stages.requires_grad_(True)
         self.stages[: self.frozen_stages].requires_grad_(False)
 
     def train(self, mode: bool = True) -> ConvStem:
@@ -186,6 +193,9 @@ def _run(stages: nn.Sequential, x: Tensor) -> Tensor:
 class HybridViT(nn.Module):
     """A convolutional stem whose feature map is the patches of a few transformer blocks (ViT, arXiv:2010.11929).
 
+    The first token sums up the image: it is a linear map of the stem's pooled features, which pretraining on ImageNet
+    made to tell images apart, and passes the blocks by.
+
     Args:
         stem: the convolutional network.
         blocks: transformer blocks of width D.
@@ -194,7 +204,10 @@ class HybridViT(nn.Module):
         mean: per-channel mean of the pixels the stem's weights expect.
         std: per-channel standard deviation likewise.
         dropout: probability of dropping a unit of the stem's features while training.
+        pooled_dropout: likewise of its pooled features.
     """
+
+    prefix_tokens = 1
 
     def __init__(
         self,
@@ -206,6 +219,7 @@ class HybridViT(nn.Module):
         std: Iterable[float],
         *,
         dropout: float = 0.0,
+        pooled_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.width = width
@@ -213,6 +227,9 @@ class HybridViT(nn.Module):
         self.stem = stem
         self.dropout = nn.Dropout(dropout)
         self.project = nn.Linear(stem.width, width)
+        self.summary = nn.Sequential(
+            nn.LayerNorm(stem.width), nn.Dropout(pooled_dropout), nn.Linear(stem.width, width), nn.LayerNorm(width)
+        )
         self.positions = nn.Parameter(torch.randn(1, width, grid, grid) * 0.02)
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(width)
@@ -222,7 +239,7 @@ class HybridViT(nn.Module):
         return self.stem.frozen(self.normalize(pixels))
 
     def tokens(self, frozen: Tensor) -> Tensor:
-        """Maps what ``frozen`` returned to (B, P, D) image tokens; positions are interpolated to other sizes."""
+        """Maps what ``frozen`` returned to (B, 1 + P, D) image tokens; positions are interpolated to other sizes."""
         features = self.stem(frozen)
         positions: Tensor = self.positions
         if features.shape[-2:] != positions.shape[-2:]:
@@ -230,8 +247,8 @@ class HybridViT(nn.Module):
         x = self.project(self.dropout(features.flatten(2).transpose(1, 2))) + positions.flatten(2).transpose(1, 2)
         for block in self.blocks:
             x = block(x)
-        return self.norm(x)
+        return torch.cat([self.summary(features.mean((2, 3)))[:, None], self.norm(x)], 1)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Maps (B, 3, H, W) pixels in [0, 1] to (B, P, D) image tokens."""
+        """Maps (B, 3, H, W) pixels in [0, 1] to (B, 1 + P, D) image tokens."""
         return self.tokens(self.frozen(pixels))

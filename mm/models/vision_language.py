@@ -37,7 +37,7 @@ class VisionLanguageModel(nn.Module):
     """Captions, a shared embedding space and image-text matching on one vision encoder, as in BLIP (arXiv:2201.12086).
 
     Args:
-        vision: maps (B, 3, H, W) pixels to (B, P, D) tokens.
+        vision: maps (B, 3, H, W) pixels to (B, P, D) tokens, of which the first ``prefix_tokens`` aren't patches.
         text_encoder: bidirectional, with cross-attention that only matching uses.
         text_decoder: causal, with cross-attention in every block and a language-model head.
         embedding_width: E of the shared space.
@@ -58,7 +58,9 @@ class VisionLanguageModel(nn.Module):
         self.text_decoder = text_decoder
         self.special = special
         self.embedding_width = embedding_width
-        self.image_projection = nn.Linear(int(vision.width), embedding_width)  # type: ignore[arg-type]
+        self.prefix_tokens = int(vision.prefix_tokens)  # type: ignore[arg-type]
+        parts = 2 if self.prefix_tokens else 1
+        self.image_projection = nn.Linear(parts * int(vision.width), embedding_width)  # type: ignore[arg-type]
         self.text_projection = nn.Linear(text_encoder.width, embedding_width)
         self.match_head = nn.Linear(text_encoder.width, 2)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
@@ -72,8 +74,14 @@ class VisionLanguageModel(nn.Module):
         return self.vision.tokens(frozen)  # type: ignore[operator]
 
     def image_embedding(self, image_tokens: Tensor) -> Tensor:
-        """Maps (B, P, D) image tokens to (B, E) vectors of length 1: the projected mean of the tokens."""
-        return F.normalize(self.image_projection(image_tokens.mean(1)), dim=-1)
+        """Maps (B, P, D) image tokens to (B, E) float32 vectors of length 1.
+
+        What is projected is the mean of the patches, behind the first token where that sums up the image.
+        """
+        pooled = image_tokens[:, self.prefix_tokens :].mean(1)
+        if self.prefix_tokens:
+            pooled = torch.cat([image_tokens[:, 0], pooled], 1)
+        return F.normalize(self.image_projection(pooled).float(), dim=-1)
 
     def text_embedding(self, tokens: Tensor, padding: Tensor) -> Tensor:
         """Maps texts to the shared space.
@@ -83,12 +91,12 @@ class VisionLanguageModel(nn.Module):
             padding: (B, T) bool, true at real tokens.
 
         Returns:
-            (B, E) vectors of length 1: the projected mean of the real tokens.
+            (B, E) float32 vectors of length 1: the projected mean of the real tokens.
         """
         tokens, padding = _begin(self.special.embed, tokens, padding)
         hidden = self.text_encoder(tokens, padding=padding)
         weights = padding.to(hidden.dtype)[..., None]
-        return F.normalize(self.text_projection((hidden * weights).sum(1) / weights.sum(1)), dim=-1)
+        return F.normalize(self.text_projection((hidden * weights).sum(1) / weights.sum(1)).float(), dim=-1)
 
     def match_logits(self, context: Sequence[KeyValues], tokens: Tensor, padding: Tensor) -> Tensor:
         """Scores whether text and image belong together.

@@ -2,11 +2,61 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mm.errors import OptionError
+
 NEVER = -torch.inf
+
+
+@dataclass(frozen=True)
+class Losses:
+    """How much each loss counts; 0 leaves it out.
+
+    Args:
+        contrastive: weight of the image-text contrastive loss (ITC).
+        matching: weight of the image-text matching loss (ITM).
+        captioning: weight of the language-modelling loss (LM).
+        match_pairs: pairs of a batch that the matching loss sees, each with two hard negatives; 0 for one per image.
+        smoothing: label smoothing of the language-modelling loss.
+
+    Raises:
+        OptionError: a number is out of range, or no loss counts.
+    """
+
+    contrastive: float = 1.0
+    matching: float = 1.0
+    captioning: float = 1.0
+    match_pairs: int = 0
+    smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("contrastive", "matching", "captioning", "match_pairs"):
+            if getattr(self, name) < 0:
+                raise OptionError(f"losses.{name} must be at least 0, not {getattr(self, name)}")
+        if not (self.contrastive or self.matching or self.captioning):
+            raise OptionError("losses.contrastive, losses.matching and losses.captioning can't all be 0")
+        if not 0 <= self.smoothing < 1:
+            raise OptionError(f"losses.smoothing must be at least 0 and below 1, not {self.smoothing}")
+
+
+def similarities(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
+    """Scaled similarity of every image with every text, in float32 under autocast too: three digits aren't enough.
+
+    Args:
+        images: (B, E) unit vectors.
+        texts: (M, E) unit vectors.
+        scale: () inverse temperature.
+
+    Returns:
+        (B, M).
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        return scale * images @ texts.T
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, same: Tensor, scale: Tensor) -> Tensor:
@@ -23,7 +73,7 @@ def contrastive_loss(images: Tensor, texts: Tensor, same: Tensor, scale: Tensor)
     Returns:
         () mean of both directions.
     """
-    similarity = scale * images @ texts.T
+    similarity = similarities(images, texts, scale)
     negative = similarity.masked_fill(same, NEVER)
     to_text = torch.logaddexp(similarity, negative.logsumexp(1, keepdim=True)) - similarity
     to_image = torch.logaddexp(similarity, negative.logsumexp(0, keepdim=True)) - similarity

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,58 +22,12 @@ from mm.data.dataset import Batch
 from mm.data.tokenizer import Tokenizer
 from mm.data.transforms import to_pixels
 from mm.errors import OptionError
-from mm.generation import GenerationConfig
 from mm.layers import KeyValues
 from mm.models import Architecture, HybridViT, build
-from mm.training.losses import caption_loss, contrastive_loss, hard_negatives, matching_loss
+from mm.training.attention import fast_attention
+from mm.training.losses import Losses, caption_loss, contrastive_loss, hard_negatives, matching_loss, similarities
 from mm.training.optimizer import OptimizerSettings, adamw, cosine_schedule, parameter_groups
-from mm.training.validation import ValidationRun
-
-
-@dataclass(frozen=True)
-class Losses:
-    """How much each loss counts; 0 leaves it out.
-
-    Args:
-        contrastive: weight of the image-text contrastive loss (ITC).
-        matching: weight of the image-text matching loss (ITM).
-        captioning: weight of the language-modelling loss (LM).
-        match_pairs: pairs of a batch that the matching loss sees, each with two hard negatives; 0 for one per image.
-        smoothing: label smoothing of the language-modelling loss.
-
-    Raises:
-        OptionError: a number is out of range, or no loss counts.
-    """
-
-    contrastive: float = 1.0
-    matching: float = 1.0
-    captioning: float = 1.0
-    match_pairs: int = 0
-    smoothing: float = 0.1
-
-    def __post_init__(self) -> None:
-        for name in ("contrastive", "matching", "captioning", "match_pairs"):
-            if getattr(self, name) < 0:
-                raise OptionError(f"losses.{name} must be at least 0, not {getattr(self, name)}")
-        if not (self.contrastive or self.matching or self.captioning):
-            raise OptionError("losses.contrastive, losses.matching and losses.captioning can't all be 0")
-        if not 0 <= self.smoothing < 1:
-            raise OptionError(f"losses.smoothing must be at least 0 and below 1, not {self.smoothing}")
-
-
-@dataclass(frozen=True)
-class Validation:
-    """What a validation pass measures.
-
-    Args:
-        language: of captions and queries.
-        caption_images: images that are captioned; all are embedded.
-        generation: how captions are decoded.
-    """
-
-    language: str = "en"
-    caption_images: int = 200
-    generation: GenerationConfig = field(default_factory=GenerationConfig)
+from mm.training.validation import Validation, ValidationRun
 
 
 class VisionLanguageTraining(L.LightningModule):
@@ -83,6 +37,8 @@ class VisionLanguageTraining(L.LightningModule):
         architecture: what to build, where ``init`` gives no model.
         tokenizer: a ``tokenizer.json``, or ``mm-tiny`` for that model's, where ``init`` gives no model.
         init: a model to start from: ``mm-tiny``, a model directory or a training checkpoint.
+        frozen_stages: stages of the stem of ``init``, from the first, that are never trained: -1 for all, None for
+            those that weren't before.
         vision_weights: pretrained weights for the vision encoder, where ``init`` gives no model: ``timm``, an
             installed package of weights or a file.
         losses: what is minimized.
@@ -104,6 +60,7 @@ class VisionLanguageTraining(L.LightningModule):
         architecture: Architecture = Architecture(),
         tokenizer: str = "mm-tiny",
         init: str | None = None,
+        frozen_stages: int | None = None,
         vision_weights: str | None = None,
         losses: Losses = Losses(),
         optimizer: OptimizerSettings = OptimizerSettings(),
@@ -128,9 +85,15 @@ class VisionLanguageTraining(L.LightningModule):
 
             loaded = load_vision_language(init)
             self.architecture, self.tokenizer, self.model = loaded.architecture, loaded.tokenizer, loaded.model.train()
+            if frozen_stages is not None:
+                self._freeze(frozen_stages)
         else:
             from mm.checkpoints.resolve import find_tokenizer
 
+            if frozen_stages is not None:
+                raise OptionError(
+                    "model.frozen_stages is for a model given as model.init; set model.architecture.frozen_stages"
+                )
             torch.manual_seed(seed)
             self.architecture = architecture
             self.tokenizer = Tokenizer.read(find_tokenizer(tokenizer))
@@ -139,6 +102,14 @@ class VisionLanguageTraining(L.LightningModule):
                 load_stem_weights(self.model.vision, self.architecture.vision, vision_weights)  # type: ignore[arg-type]
         self._run: ValidationRun | None = None
 
+    def _freeze(self, stages: int) -> None:
+        if not isinstance(self.model.vision, HybridViT):
+            raise OptionError("model.frozen_stages needs a model whose vision encoder is a hybrid ViT")
+        if stages < -1:
+            raise OptionError(f"model.frozen_stages must be at least -1, not {stages}")
+        self.model.vision.stem.freeze(stages)
+        self.architecture = replace(self.architecture, frozen_stages=stages)
+
     @property
     def pretrained(self) -> torch.nn.Module:
         """The part of the vision encoder whose weights come from elsewhere."""
@@ -146,7 +117,7 @@ class VisionLanguageTraining(L.LightningModule):
         return vision.stem if isinstance(vision, HybridViT) else vision
 
     def setup(self, stage: str) -> None:
-        """Checks that validation language and length of captions fit the model.
+        """Checks that length of captions and validation language fit model and data.
 
         Raises:
             OptionError: one of them doesn't.
@@ -161,6 +132,10 @@ class VisionLanguageTraining(L.LightningModule):
             raise OptionError(
                 f"validation.language {self.validation.language!r} is unknown; the tokenizer knows {known}"
             )
+        for split, languages in self._data().languages.items():
+            if split != "train" and self.validation.language not in languages:
+                known = f"has captions in {', '.join(sorted(languages))}" if languages else "has no captions"
+                raise OptionError(f"data.{split} {known}, not in validation.language {self.validation.language!r}")
 
     def on_fit_start(self) -> None:
         """Computes the features that are kept."""
@@ -198,7 +173,8 @@ class VisionLanguageTraining(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Computes the weighted sum of the losses of a batch of ``TrainingSet.collate``."""
-        losses = self.batch_losses(batch)
+        with fast_attention(self.device):
+            losses = self.batch_losses(batch)
         total = torch.stack([getattr(self.losses, name) * loss for name, loss in losses.items()]).sum()
         count = len(batch["index"])
         self.log("train/loss", total, prog_bar=True, batch_size=count)
@@ -225,7 +201,7 @@ class VisionLanguageTraining(L.LightningModule):
             if self.losses.contrastive:
                 result["contrastive"] = contrastive_loss(image_vectors, text_vectors, same, scale)
             if self.losses.matching:
-                similarity = scale * image_vectors @ text_vectors.T
+                similarity = similarities(image_vectors, text_vectors, scale)
                 result["matching"] = self._matching_loss(images, rows, tokens, padding, similarity, same)
         return result
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mm.data.tokenizer import Tokenizer, clean_caption
+from mm.errors import OptionError
 from mm.generation import GenerationConfig, generate
 from mm.metrics.captioning import score_captions
 from mm.metrics.retrieval import retrieval_metrics
@@ -18,6 +20,28 @@ from mm.models import VisionLanguageModel
 
 if TYPE_CHECKING:
     from PIL import Image
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a validation pass measures.
+
+    Args:
+        language: of captions and queries.
+        caption_images: images that are captioned; all are embedded.
+        generation: how captions are decoded.
+
+    Raises:
+        OptionError: no image is to be captioned.
+    """
+
+    language: str = "en"
+    caption_images: int = 200
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+
+    def __post_init__(self) -> None:
+        if self.caption_images < 1:
+            raise OptionError(f"validation.caption_images must be at least 1, not {self.caption_images}")
 
 
 class ValidationRun:

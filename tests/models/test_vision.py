@@ -54,7 +54,7 @@ def test_a_batch_of_images_equals_its_parts(frozen: int, grad: bool) -> None:
     with torch.set_grad_enabled(grad):
         together = model(pixels)
         apart = torch.cat([model(image[None]) for image in pixels])
-    assert together.shape == (6, 4, 16)
+    assert together.shape == (6, 5, 16)
     torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)
 
 
@@ -73,8 +73,8 @@ def test_pixels_are_normalized() -> None:
 
 def test_positions_fit_other_sizes() -> None:
     model = hybrid()
-    assert model(pictures(96)).shape == (6, 9, 16)
-    assert not torch.equal(model(pictures(96))[:, 0], model(pictures(64))[:, 0])
+    assert model(pictures(96)).shape == (6, 10, 16)
+    assert not torch.equal(model(pictures(96))[:, 1], model(pictures(64))[:, 1])
 
 
 @pytest.mark.parametrize(
@@ -96,3 +96,22 @@ def test_networks_that_do_not_fit_are_refused(name: str, blocks: int, size: int,
     with pytest.raises(UsageError, match=message) as caught:
         vision_encoder(name, image_size=size, hybrid_blocks=blocks, width=16, heads=2)
     assert "\n" not in str(caught.value)
+
+
+def test_the_first_token_of_a_hybrid_sums_up_the_pooled_features() -> None:
+    model = hybrid()
+    tokens = model(pictures())
+    features = model.stem(model.frozen(pictures()))
+    assert model.prefix_tokens == 1
+    torch.testing.assert_close(tokens[:, 0], model.summary(features.mean((2, 3))))
+    with torch.no_grad():
+        model.blocks[0].attention.output.weight.normal_()
+    changed = model(pictures())
+    assert torch.equal(changed[:, 0], tokens[:, 0]) and not torch.equal(changed[:, 1], tokens[:, 1])
+
+
+@pytest.mark.parametrize(("name", "prefix"), [("test_vit", 1), ("test_vit3", 1), ("vit_medium_patch16_gap_240", 0)])
+def test_prefix_tokens_come_before_the_patches(name: str, prefix: int) -> None:
+    model = TimmViT(name, 64, (0.5,) * 3, (0.5,) * 3).eval()
+    assert model.prefix_tokens == prefix
+    assert model(pictures()).shape[1] == prefix + 16

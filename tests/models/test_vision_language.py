@@ -80,6 +80,26 @@ def test_embeddings_are_unit_vectors_whatever_the_padding() -> None:
     torch.testing.assert_close(images.norm(dim=1), torch.ones(3))
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_images_are_embedded_by_their_first_token_and_the_mean_of_their_patches(name: str) -> None:
+    net = model(WORDS, PRESETS[name])
+    tokens = net.image_tokens(torch.rand(3, 3, 32, 32))
+    prefix = net.vision.prefix_tokens
+    parts = [tokens[:, 0]] * (prefix > 0) + [tokens[:, prefix:].mean(1)]
+    expected = F.normalize(net.image_projection(torch.cat(parts, -1)), dim=-1)
+    torch.testing.assert_close(net.image_embedding(tokens), expected)
+
+
+def test_embeddings_stay_exact_in_reduced_precision() -> None:
+    net = model(WORDS)
+    with torch.autocast("cpu", torch.bfloat16):
+        images = net.image_embedding(net.image_tokens(torch.rand(3, 3, 32, 32)))
+        texts_ = net.text_embedding(*texts())
+    for vectors in (images, texts_):
+        assert vectors.dtype == torch.float32
+        torch.testing.assert_close(vectors.norm(dim=1), torch.ones(len(vectors)))
+
+
 def test_caption_targets_are_the_caption_and_its_end() -> None:
     net = model(WORDS)
     tokens, padding = texts()

@@ -11,6 +11,7 @@ from mm.training.losses import (
     contrastive_loss,
     hard_negatives,
     matching_loss,
+    similarities,
 )
 
 OWNER = torch.tensor([0, 2, 1, 0, 3, 0, 2, 4])  # the image of each of eight texts
@@ -93,3 +94,13 @@ def test_caption_loss_is_smoothed_cross_entropy(smoothing: float) -> None:
     spread = -log_probabilities.mean(1)
     expected = ((1 - smoothing) * own + smoothing * spread).mean()
     torch.testing.assert_close(caption_loss(logits, targets, smoothing), expected)
+
+
+def test_similarities_stay_exact_under_autocast() -> None:
+    images, texts = vectors(5, 8)
+    scale = torch.tensor(30.0)
+    expected = 30 * images @ texts.T
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(similarities(images, texts, scale), expected)
+        loss = contrastive_loss(images, texts, SAME, scale)
+    assert torch.equal(loss, contrastive_loss(images, texts, SAME, scale))

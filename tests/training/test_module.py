@@ -9,14 +9,14 @@ import tiny
 import torch
 from running import Recorded, fit, made_data, trainer, training
 
-from mm.checkpoints import load_directory, save_directory
+from mm.checkpoints import load_checkpoint, load_directory, save_directory
 from mm.data.dataset import Batch
 from mm.errors import MMError, OptionError
 from mm.generation import GenerationConfig
 from mm.models import HybridViT
 from mm.pipeline import VisionLanguagePipeline
-from mm.training.losses import caption_loss, contrastive_loss
-from mm.training.module import Losses, VisionLanguageTraining
+from mm.training.losses import Losses, caption_loss, contrastive_loss
+from mm.training.module import VisionLanguageTraining
 from mm.training.optimizer import OptimizerSettings
 
 
@@ -167,6 +167,42 @@ def test_fine_tuning_begins_with_the_model_given_and_with_dropout(tmp_path: Path
         assert torch.equal(module.model.state_dict()[name], value)
     assert module.model.training and module.model.text_decoder.dropout.training
     assert not any(m.training for m in module.model.modules() if isinstance(m, torch.nn.BatchNorm2d))
+
+
+def test_fine_tuning_may_thaw_stages(tmp_path: Path) -> None:
+    words = tiny.tokenizer()
+    frozen = replace(tiny.ARCHITECTURE, vision="test_efficientnet", frozen_stages=-1)
+    save_directory(tmp_path / "model", tiny.model(words, frozen), words, frozen, "")
+    module = training(tmp_path, init=str(tmp_path / "model"), frozen_stages=4, features=str(tmp_path / "kept"))
+    before = {name: value.clone() for name, value in module.pretrained.state_dict().items()}
+    fit(trainer(tmp_path / "run", max_epochs=1), module, made_data(tmp_path))
+    stages = [name for name, _ in module.pretrained.stages.named_children()]
+    changed = {
+        name.split(".")[1]
+        for name, value in module.pretrained.state_dict().items()
+        if not torch.equal(value, before[name])
+    }
+    assert changed and changed <= set(stages[4:])
+    kept = load_checkpoint(tmp_path / "run/checkpoints/last.ckpt")
+    assert kept.architecture.frozen_stages == 4
+
+
+@pytest.mark.parametrize(
+    ("model", "frozen", "message"),
+    [
+        (None, 2, "set model.architecture.frozen_stages"),
+        (replace(tiny.ARCHITECTURE, vision="test_vit", hybrid_blocks=0), 2, "model.frozen_stages needs a model"),
+        (tiny.ARCHITECTURE, -2, "model.frozen_stages must be at least -1"),
+    ],
+)
+def test_stages_that_cannot_be_thawed(tmp_path: Path, model: Any, frozen: int, message: str) -> None:
+    words = tiny.tokenizer()
+    options: dict[str, Any] = {"frozen_stages": frozen}
+    if model is not None:
+        save_directory(tmp_path / "model", tiny.model(words, model), words, model, "")
+        options["init"] = str(tmp_path / "model")
+    with pytest.raises(OptionError, match=message):
+        training(tmp_path, **options)
 
 
 @pytest.mark.slow

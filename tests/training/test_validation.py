@@ -10,15 +10,16 @@ import torch
 from running import fit, made_data, trainer, training
 
 from mm.checkpoints import load_checkpoint
+from mm.data.samples import Sample
 from mm.data.tokenizer import clean_caption
+from mm.data.writing import write_shards
 from mm.errors import OptionError
 from mm.generation import GenerationConfig
 from mm.metrics.captioning import score_captions
 from mm.metrics.retrieval import retrieval_metrics
 from mm.pipeline import VisionLanguagePipeline
-from mm.training.module import Validation
 from mm.training.optimizer import OptimizerSettings
-from mm.training.validation import ValidationRun, draw_captions
+from mm.training.validation import Validation, ValidationRun, draw_captions
 
 WORDS = tiny.tokenizer()
 NAMES = list(tiny.COLOURS)[:6]
@@ -128,13 +129,23 @@ def test_figures_are_all_of_the_averaged_weights(tmp_path: Path, monkeypatch: py
         ({"validation": Validation(language="fr")}, {}, "validation.language 'fr' is unknown; the tokenizer knows en"),
         ({}, {"max_tokens": 32}, "data.max_tokens 32 must be below the 32 tokens"),
         ({"features": "kept"}, {}, "frozen_stages above 0"),
+        ({"validation": Validation(language="zh")}, {"val": "english"}, "data.val has captions in en, not in"),
     ],
 )
 def test_what_does_not_fit_is_said_before_training(
     tmp_path: Path, model: dict[str, Any], data: dict[str, Any], message: str
 ) -> None:
+    if "val" in data:
+        image = tiny.encode(tiny.picture("red"))
+        write_shards([Sample("a", "made", image, {"en": ["a wall"]})], tmp_path / data["val"])
+        data = {"val": str(tmp_path / data["val"])}
     with pytest.raises(OptionError, match=message):
         fit(trainer(tmp_path), training(tmp_path, **model), made_data(tmp_path, **data))
+
+
+def test_something_is_captioned() -> None:
+    with pytest.raises(OptionError, match=r"validation.caption_images must be at least 1, not 0"):
+        Validation(caption_images=0)
 
 
 def test_training_without_end_is_refused(tmp_path: Path) -> None:
