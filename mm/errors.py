@@ -35,8 +35,8 @@ class OutputError(UsageError):
     """An output that can't be written."""
 
 
-class CheckpointError(MMError):
-    """Weights or a model directory that can't be read, or that don't fit the model."""
+class CheckpointError(UsageError):
+    """Weights or a model directory that can't be read, or that don't fit the model: found before any work began."""
 
 
 class DataError(MMError):

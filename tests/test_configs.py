@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def test_every_config_parses(path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=IDS)
-def test_every_config_runs_two_steps(path: Path, tmp_path: Path) -> None:
+def test_every_config_runs_two_steps(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made_data(tmp_path)
     words = tiny.tokenizer()
     frozen = tiny.Architecture(**{**vars(tiny.ARCHITECTURE), "vision": "test_efficientnet", "frozen_stages": -1})
@@ -93,3 +94,8 @@ def test_every_config_runs_two_steps(path: Path, tmp_path: Path) -> None:
     if path.stem == "tiny":
         assert main([*command(path), *arguments, "--trainer.max_epochs=2", "--ckpt_path=last"]) == 0
         assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 4
+        capsys.readouterr()
+        validate = ["validate", *command(path)[1:], *arguments, f"--ckpt_path={folder / 'last.ckpt'}", "--json"]
+        assert main(validate) == 0
+        figures = json.loads(capsys.readouterr().out)
+        assert {"val/CIDEr", "val/BLEU-4", "val/text_to_image_R@10"} <= figures.keys()

@@ -70,11 +70,21 @@ def _run(name: str, arguments: list[str]) -> int:
         sys.stdout.flush()
         return int(status or 0)
     except MMError as error:
-        print(f"mm {name}: {error}", file=sys.stderr)
+        print(f"mm {name}: {one_line(error)}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"mm {name}: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"mm {name}: interrupted; what was finished is kept", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+
+
+def one_line(error: Exception) -> str:
+    """Gives an error's message in one line; one from a process that loads data has a traceback before it."""
+    message = str(error).strip().rpartition("\n")[2]
+    return message.removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")

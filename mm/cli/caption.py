@@ -4,64 +4,71 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from jsonargparse import Namespace
 
 from mm.cli import common
-from mm.data.samples import Tally
+from mm.data.samples import Sample, Tally
 from mm.data.sources import count_images, iter_images, resolve_sources
 from mm.errors import MMError, OutputError
+from mm.files import sync_folder
+
+if TYPE_CHECKING:
+    from mm.pipeline import Caption
 
 
 class Lines:
-    """A file of JSON lines, written under a temporary name until it is complete.
+    """A file of JSON lines, written as ``NAME.part`` until it is complete. The part appears with the first row.
 
     Args:
         path: the file, or None to write nothing.
 
     Raises:
-        OutputError: it can't be written.
+        OutputError: it can't be written, or the part of an earlier run is in the way.
     """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self._part = path.with_name(f"{path.name}.part") if path else None
-        self._file: TextIO | None = None
-        if path and self._part:
-            common.check_writable(path)
-            try:
-                self._file = self._part.open("w", encoding="utf-8")
-            except OSError as error:
-                raise OutputError(f"{self._part}: can't be written ({error.strerror})") from error
+        self._file: BinaryIO | None = None
+        if path is None:
+            return
+        common.check_writable(path)
+        self._part = path.with_name(f"{path.name}.part")
+        try:
+            kept = self._part.exists() and self._part.stat().st_size > 0
+        except OSError as error:
+            raise OutputError(f"{self._part}: can't be written ({error.strerror})") from error
+        if kept:
+            raise OutputError(
+                f"{self._part}: holds what a run that didn't finish has written; rename it to keep it, or remove it"
+            )
 
     def write(self, rows: Sequence[dict[str, Any]]) -> None:
         """Appends rows; they are on disk when this returns.
 
         Raises:
-            MMError: no space is left; what was written before is kept, and named.
+            MMError: they can't be written; what was written before is kept, and named.
         """
-        if self._file is None:
+        if self.path is None:
             return
-        end = self._file.tell()
+        file = self._open()
+        end = file.tell()
         try:
-            self._file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-            self._file.flush()
-        except OSError as error:
+            file.write(common.json_lines(rows))
+            file.flush()
+            os.fsync(file.fileno())
+        except BaseException as error:
             self._abandon(end)
+            if not isinstance(error, OSError):
+                raise
             what = "no space left" if error.errno == errno.ENOSPC else error.strerror
-            raise MMError(f"{self.path}: {what}; the finished part is kept in {self._part}") from error
-
-    def _abandon(self, end: int) -> None:
-        """Cuts the part off behind its last whole line."""
-        assert self._file is not None and self._part is not None
-        with contextlib.suppress(OSError):
-            self._file.close()
-        os.truncate(self._part, end)
-        self._file = None
+            kept = f"the finished part is kept in {self._part}" if end else "nothing was finished"
+            raise MMError(f"{self.path}: {what}; {kept}") from error
 
     def finish(self) -> None:
         """Gives the file its name.
@@ -69,32 +76,42 @@ class Lines:
         Raises:
             MMError: it can't be completed; what was written is kept, and named.
         """
-        if self._file is None or self.path is None or self._part is None:
+        if self.path is None:
             return
         try:
-            os.fsync(self._file.fileno())
-            self._file.close()
+            self._open().close()
             self._part.replace(self.path)
         except OSError as error:
             raise MMError(f"{self.path}: {error.strerror}; the captions are kept in {self._part}") from error
+        sync_folder(self.path.parent)
+
+    def _open(self) -> BinaryIO:
+        if self._file is None:
+            try:
+                file = self._part.open("ab")
+            except OSError as error:
+                raise MMError(f"{self._part}: can't be written ({error.strerror})") from error
+            if file.tell():
+                file.close()
+                raise MMError(f"{self._part}: another run is writing it; choose another --output")
+            sync_folder(self._part.parent)
+            self._file = file
+        return self._file
+
+    def _abandon(self, end: int) -> None:
+        """Cuts the part off behind its last whole line; one without any is removed."""
+        assert self._file is not None
+        with contextlib.suppress(OSError):
+            self._file.close()
+        with contextlib.suppress(OSError):
+            os.truncate(self._part, end)
+            if not end:
+                self._part.unlink()
 
 
 def run(arguments: Sequence[str], program: str) -> int:
     """Runs ``mm caption``."""
-    parser = common.Parser(prog=program, description="Caption photos, folders and shards.")
-    parser.add_argument("paths", nargs="+", help="image files, folders, and .tar shards")
-    common.add_model(parser)
-    parser.add_argument("--language", default="en", help="language of the captions: en or zh for mm-tiny")
-    parser.add_argument("--prompt", default="", help="words that captions begin with")
-    common.add_generation(parser)
-    parser.add_argument("--batch_size", type=int, default=16, help="images captioned together")
-    parser.add_argument(
-        "--output", type=Path | None, default=None, help="write captions here too, one JSON object a line"
-    )
-    common.add_max_pixels(parser)
-    common.add_json(parser)
-    options = common.parse(parser, arguments)
-
+    options = _options(arguments, program)
     sources = resolve_sources(options.paths)
     output = Lines(options.output)
 
@@ -109,19 +126,13 @@ def run(arguments: Sequence[str], program: str) -> int:
         images = common.decoded(iter_images(sources), tally, options.max_pixels)
         for batch in common.batches(images, options.batch_size):
             captions = model.caption(
-                [image for _, image in batch], language=options.language, prompt=options.prompt, config=config
+                [image for _, image in batch],
+                language=options.language,
+                prompt=options.prompt,
+                config=config,
+                batch_size=options.batch_size,
             )
-            new: list[dict[str, Any]] = [
-                {
-                    "source": sample.source,
-                    "key": sample.key,
-                    "caption": caption.text,
-                    "language": caption.language,
-                    "score": round(caption.score, 4),
-                    "complete": caption.complete,
-                }
-                for (sample, _), caption in zip(batch, captions, strict=True)
-            ]
+            new = [_row(sample, caption) for (sample, _), caption in zip(batch, captions, strict=True)]
             output.write(new)
             if options.json:
                 rows += new
@@ -131,7 +142,35 @@ def run(arguments: Sequence[str], program: str) -> int:
             update(tally.seen, total)
     output.finish()
     if options.json:
-        common.print_json({"captions": rows, "used": tally.used, "rejected": common.rejections_json(tally)})
+        figures = {"captions": rows, "used": tally.used, "rejected": tally.rejected}
+        common.print_json(figures | {"rejections": common.rejections_json(tally)})
     if options.output and not options.json:
         print(f"{options.output}: {tally.used} captions", file=sys.stderr)
     return common.report_rejections(tally)
+
+
+def _options(arguments: Sequence[str], program: str) -> Namespace:
+    parser = common.Parser(prog=program, description="Caption photos, folders and shards.")
+    parser.add_argument("paths", nargs="+", help="image files, folders, and .tar shards")
+    common.add_model(parser)
+    parser.add_argument("--language", default="en", help="language of the captions: en or zh for mm-tiny")
+    parser.add_argument("--prompt", default="", help="words that captions begin with")
+    common.add_generation(parser)
+    parser.add_argument("--batch_size", type=int, default=16, help="images captioned together")
+    parser.add_argument(
+        "--output", type=Path | None, default=None, help="write captions here too, one JSON object a line"
+    )
+    common.add_max_pixels(parser)
+    common.add_json(parser)
+    return common.parse(parser, arguments)
+
+
+def _row(sample: Sample, caption: Caption) -> dict[str, Any]:
+    return {
+        "source": sample.source,
+        "key": sample.key,
+        "caption": caption.text,
+        "language": caption.language,
+        "score": round(caption.score, 4),
+        "complete": caption.complete,
+    }

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from jsonargparse import ArgumentParser, Namespace
 
 from mm.data.images import DEFAULT_MAX_PIXELS, decode_image
+from mm.data.manifest import Manifest
+from mm.data.reading import read_shard
 from mm.data.samples import Rejection, Sample, Tally
-from mm.errors import ImageError, OutputError
+from mm.errors import ImageError, OptionError, OutputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from mm.generation import GenerationConfig
 
 T = TypeVar("T")
+
+SMALLEST = {"batch_size": 1, "limit": 0, "max_pixels": 1, "max_samples": 1, "max_bytes": 1}
 
 
 def wrong_use(program: str, message: str) -> NoReturn:
@@ -37,8 +42,17 @@ class Parser(ArgumentParser):
 
 
 def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
-    """Parses a command's arguments."""
-    return parser.parse_args(list(arguments))
+    """Parses a command's arguments.
+
+    Raises:
+        OptionError: a number is too small.
+    """
+    options = parser.parse_args(list(arguments))
+    for name, smallest in SMALLEST.items():
+        value = options.get(name)
+        if value is not None and value < smallest:
+            raise OptionError(f"--{name} must be at least {smallest}, not {value}")
+    return options
 
 
 def add_model(parser: ArgumentParser, default: str | None = "mm-tiny") -> None:
@@ -102,6 +116,16 @@ def decoded(
         yield sample, image
 
 
+def captioned(manifest: Manifest, languages: Sequence[str]) -> Iterator[Sample | Rejection]:
+    """Reads shards; samples without a caption in any of the languages are rejected."""
+    for shard in manifest.shards:
+        for item in read_shard(shard.path, shard):
+            if isinstance(item, Sample) and not any(item.captions.get(language) for language in languages):
+                yield Rejection(item.source, item.key, "missing caption", f"no caption in {' or '.join(languages)}")
+            else:
+                yield item
+
+
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
     """Groups items into lists of ``size``; the last may be shorter."""
     batch: list[T] = []
@@ -114,20 +138,47 @@ def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
+def counter(update: Callable[[int, int | None], None], total: int | None) -> Callable[[int], None]:
+    """Makes a function that is told how many more are done of one that is told how many are done in all.
+
+    Args:
+        update: called with how many are done, and how many there are.
+        total: how many there are, or None where it isn't known.
+    """
+    done = 0
+
+    def add(count: int) -> None:
+        nonlocal done
+        done += count
+        update(done, total)
+
+    return add
+
+
 def check_writable(path: Path) -> None:
-    """Makes sure that a file can be written before any work is done.
+    """Makes sure, before any work is done, that a file can be written under a temporary name and then renamed.
+
+    Leaves nothing behind, and a file that is there already as it is.
 
     Raises:
         OutputError: it can't.
     """
-    existed = path.exists()
     try:
-        with path.open("ab"):
+        if path.exists():
+            if not path.is_file():
+                raise OutputError(f"{path}: can't be written (it isn't a regular file)")
+            with path.open("ab"):
+                pass
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"):
             pass
-        if not existed:
-            path.unlink()
     except OSError as error:
         raise OutputError(f"{path}: can't be written ({error.strerror})") from error
+
+
+def json_lines(rows: Iterable[dict[str, Any]]) -> bytes:
+    """Gives the content of a file of JSON lines."""
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return lines.encode("utf-8", "backslashreplace")  # bytes of a file name that aren't UTF-8
 
 
 def print_json(result: dict[str, Any]) -> None:
@@ -157,14 +208,40 @@ def print_figures(title: str, figures: dict[str, Any]) -> None:
     print_table(title, ("figure", "value"), list(figures.items()))
 
 
-def report_rejections(tally: Tally) -> int:
-    """Prints what was rejected and why, as the last table.
+def report(title: str, figures: dict[str, Any], tally: Tally, *, as_json: bool, problem: str | None = None) -> int:
+    """Prints figures, then what went wrong, then what was rejected.
+
+    Args:
+        title: what the figures are about.
+        figures: name to value.
+        tally: what was rejected.
+        as_json: whether figures and rejections are printed as one JSON object.
+        problem: a line that says what went wrong, or None.
 
     Returns:
-        The exit status: 0 where nothing was rejected, else 1.
+        The exit status: 0 where nothing went wrong and nothing was rejected, else 1.
     """
+    if as_json:
+        print_json(figures | {"rejections": rejections_json(tally)})
+    else:
+        print_figures(title, figures)
+    return report_rejections(tally, problem)
+
+
+def report_rejections(tally: Tally, problem: str | None = None) -> int:
+    """Prints what was rejected and why, as the last table.
+
+    Args:
+        tally: what was rejected.
+        problem: a line that says what else went wrong, printed before the table; or None.
+
+    Returns:
+        The exit status: 0 where nothing was rejected and nothing went wrong, else 1.
+    """
+    if problem is not None:
+        print(problem, file=sys.stderr)
     if tally.ok:
-        return 0
+        return int(problem is not None)
     rows = [(r.reason, r.source, r.detail) for r in sorted(tally.rejections, key=lambda r: (r.reason, r.source))]
     print_table(f"Rejected: {tally.rejected} of {tally.seen}", ("reason", "source", "detail"), rows, errors=True)
     return 1
@@ -176,4 +253,6 @@ def rejections_json(tally: Tally) -> list[dict[str, str]]:
 
 
 def _cell(value: object) -> str:
+    if value is None:
+        return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

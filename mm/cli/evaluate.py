@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from jsonargparse import Namespace
 
 from mm.cli import common
 from mm.data.manifest import Manifest
 from mm.data.samples import Rejection, Sample, Tally
-from mm.data.shards import read_shard
 from mm.data.tokenizer import clean_caption
-from mm.errors import DataError, OutputError, UsageError
+from mm.errors import OptionError, ShardError, UsageError
 from mm.files import write_whole
 
 if TYPE_CHECKING:
+    from mm.generation import GenerationConfig
     from mm.pipeline import Pipeline
 
 TASKS = ("captioning", "retrieval")
@@ -23,6 +25,46 @@ TASKS = ("captioning", "retrieval")
 
 def run(arguments: Sequence[str], program: str) -> int:
     """Runs ``mm eval``."""
+    options = _options(arguments, program)
+
+    from mm.data.datamodule import expand
+
+    manifest = Manifest.of(expand(options.data))
+
+    import mm
+
+    config = common.generation_config(options)
+    if options.java:
+        from mm.metrics.java import JAVA_METRICS, require_java_metrics
+
+        require_java_metrics(tuple(JAVA_METRICS), options.language)
+    model = mm.load(options.model, options.device)
+    model.require("caption" if options.task == "captioning" else "embed", options.language)
+    total = manifest.total if options.limit is None else min(manifest.total, options.limit)
+    samples = itertools.islice(common.captioned(manifest, [options.language]), options.limit)
+    tally, problem = Tally(), None
+    if options.task == "captioning":
+        rows = _captions(model, samples, tally, total, options, config)
+        if rows and options.output is not None:
+            problem = _write(options.output, rows)
+        figures = _scores(rows, options)
+    else:
+        figures = _retrieval(model, samples, tally, total, options)
+    if not tally.used:
+        problem = f"{' '.join(options.data)}: no image with a caption could be used"
+    split = _split(manifest, tally)
+    figures |= {
+        "images": tally.used,
+        "rejected": tally.rejected,
+        "split": split,
+        "model": model.name,
+        "language": options.language,
+    }
+    line = f"{program}: {problem}" if problem is not None else None
+    return common.report(options.task, figures, tally, as_json=options.json, problem=line)
+
+
+def _options(arguments: Sequence[str], program: str) -> Namespace:
     parser = common.Parser(prog=program, description="Measure a model on captioned shards.")
     parser.add_argument("task", help="captioning (BLEU, ROUGE-L, CIDEr-D) or retrieval (R@k, median rank)")
     parser.add_argument("--data", nargs="+", required=True, help="folders, shards or patterns of shards")
@@ -38,89 +80,72 @@ def run(arguments: Sequence[str], program: str) -> int:
     options = common.parse(parser, arguments)
     if options.task not in TASKS:
         raise UsageError(f"no task {options.task!r}; tasks are {' and '.join(TASKS)}")
+    if options.task == "retrieval":
+        for name in ("output", "java"):
+            if options[name]:
+                raise OptionError(f"--{name} doesn't go with retrieval, which makes no captions; leave it out")
     if options.output is not None:
         common.check_writable(options.output)
-
-    from mm.data.datamodule import expand
-
-    manifest = Manifest.of(expand(options.data))
-
-    import mm
-
-    config = common.generation_config(options)
-    if options.java:
-        from mm.metrics.java import JAVA_METRICS, require_java_metrics
-
-        require_java_metrics(tuple(JAVA_METRICS), options.language)
-    model = mm.load(options.model, options.device)
-    model.require("caption" if options.task == "captioning" else "embed", options.language)
-    tally = Tally()
-    samples = _captioned(manifest, options.language, options.limit)
-    if options.task == "captioning":
-        figures = _captioning(model, samples, tally, manifest.total, options, config)
-    else:
-        figures = _retrieval(model, samples, tally, manifest.total, options)
-    figures |= {
-        "images": tally.used,
-        "rejected": tally.rejected,
-        "split": manifest.digest[:16],
-        "model": model.name,
-        "language": options.language,
-    }
-    if options.json:
-        common.print_json(figures | {"rejections": common.rejections_json(tally)})
-    else:
-        common.print_figures(options.task, figures)
-    return common.report_rejections(tally)
+    return options
 
 
-def _captioned(manifest: Manifest, language: str, limit: int | None) -> Iterator[Sample | Rejection]:
-    count = 0
-    for shard in manifest.shards:
-        for item in read_shard(shard.path, shard):
-            if count == limit:
-                return
-            count += 1
-            if isinstance(item, Sample) and not item.captions.get(language):
-                yield Rejection(item.source, item.key, "missing caption", f"no caption in {language!r}")
-            else:
-                yield item
+def _split(manifest: Manifest, tally: Tally) -> str | None:
+    """The hash that says which split was measured; None, and a rejection that says why, where there is none."""
+    try:
+        return manifest.digest[:16]
+    except ShardError as error:
+        detail = f"the split has no hash, because a shard can't be read whole: {error}"
+        tally.reject(Rejection("split", "", "split without a hash", detail, 0))
+        return None
 
 
-def _captioning(
-    model: Pipeline, samples: Iterator[Sample | Rejection], tally: Tally, total: int, options: Any, config: Any
-) -> dict[str, Any]:
-    from mm.metrics.captioning import score_captions
-    from mm.metrics.java import JAVA_METRICS
+def _captions(
+    model: Pipeline,
+    samples: Iterable[Sample | Rejection],
+    tally: Tally,
+    total: int,
+    options: Namespace,
+    config: GenerationConfig,
+) -> list[dict[str, Any]]:
+    """Captions images; one row for each, with its references."""
     from mm.progress import progress
 
-    references: dict[str, list[str]] = {}
-    candidates: dict[str, str] = {}
+    rows = []
     with progress("Captions") as update:
         for batch in common.batches(common.decoded(samples, tally, options.max_pixels), options.batch_size):
-            found = model.caption([image for _, image in batch], language=options.language, config=config)
+            images = [image for _, image in batch]
+            found = model.caption(images, language=options.language, config=config, batch_size=options.batch_size)
             for (sample, _), caption in zip(batch, found, strict=True):
-                references[sample.source] = sample.captions[options.language]
-                candidates[sample.source] = caption.text
-            update(tally.seen, options.limit or total)
-    if not candidates:
-        raise DataError(f"{' '.join(options.data)}: no image with a caption could be used", "missing caption")
-    if options.output is not None:
-        lines = [
-            json.dumps({"source": key, "caption": candidates[key], "references": texts}, ensure_ascii=False) + "\n"
-            for key, texts in references.items()
-        ]
-        try:
-            write_whole(options.output, "".join(lines).encode())
-        except OSError as error:
-            raise OutputError(f"{options.output}: can't be written ({error.strerror})") from error
+                references = sample.captions[options.language]
+                rows.append({"source": sample.source, "caption": caption.text, "references": references})
+            update(tally.seen, total)
+    return rows
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> str | None:
+    """Writes rows as JSON lines; gives what went wrong, if anything."""
+    try:
+        write_whole(path, common.json_lines(rows))
+    except OSError as error:
+        return f"{path}: the captions couldn't be written ({error.strerror})"
+    return None
+
+
+def _scores(rows: list[dict[str, Any]], options: Namespace) -> dict[str, Any]:
+    from mm.metrics.captioning import score_captions
+    from mm.metrics.java import JAVA_METRICS
+
+    if not rows:
+        return {}
+    # Numbers are the keys: sources repeat where a key does, and where a shard is named twice.
+    references = {str(number): row["references"] for number, row in enumerate(rows)}
+    candidates = {str(number): row["caption"] for number, row in enumerate(rows)}
     java = tuple(JAVA_METRICS) if options.java else ()
-    figures: dict[str, Any] = dict(score_captions(references, candidates, options.language, java=java))
-    return figures | {"beams": options.beams}
+    return {**score_captions(references, candidates, options.language, java=java), "beams": options.beams}
 
 
 def _retrieval(
-    model: Pipeline, samples: Iterator[Sample | Rejection], tally: Tally, total: int, options: Any
+    model: Pipeline, samples: Iterable[Sample | Rejection], tally: Tally, total: int, options: Namespace
 ) -> dict[str, Any]:
     import numpy as np
 
@@ -135,9 +160,9 @@ def _retrieval(
                 owner += [images] * len(known)
                 images += 1
                 texts += [clean_caption(text) for text in known]
-            vectors.append(model.embed_images([image for _, image in batch]))
-            update(tally.seen, options.limit or total)
+            vectors.append(model.embed_images([image for _, image in batch], options.batch_size))
+            update(tally.seen, total)
     if not vectors:
-        raise DataError(f"{' '.join(options.data)}: no image with a caption could be used", "missing caption")
-    figures: dict[str, Any] = dict(retrieval_metrics(np.concatenate(vectors), model.embed_text(texts), np.array(owner)))
-    return figures | {"captions": len(texts)}
+        return {}
+    figures = retrieval_metrics(np.concatenate(vectors), model.embed_text(texts), np.array(owner))
+    return {**figures, "captions": len(texts)}

@@ -22,12 +22,14 @@ def run(arguments: Sequence[str], program: str) -> int:
     parser.add_argument("model", help="a training checkpoint of 'mm fit', or another model directory")
     parser.add_argument("folder", type=Path, help="the model directory to write")
     parser.add_argument("--precision", default="float16", help="of the weights on disk: float16, bfloat16 or float32")
+    common.add_json(parser)
     options = common.parse(parser, arguments)
 
     import torch
 
     from mm.checkpoints import save_directory
     from mm.checkpoints.resolve import load_vision_language
+    from mm.cli.models import describe, print_models
     from mm.errors import OptionError
 
     precisions = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -41,6 +43,9 @@ def run(arguments: Sequence[str], program: str) -> int:
     save_directory(
         options.folder, loaded.model, loaded.tokenizer, loaded.architecture, text, precisions[options.precision]
     )
-    size = sum(path.stat().st_size for path in options.folder.iterdir())
-    print(f"{options.folder}: {size / 1e6:.1f} MB")
+    description = {"model": str(options.folder), **describe(options.folder)}
+    if options.json:
+        common.print_json(description)
+    else:
+        print_models("Exported", [description])
     return 0

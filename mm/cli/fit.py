@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from jsonargparse import Namespace
 from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from mm.cli.common import wrong_use
+from mm.cli.common import add_json, print_json, wrong_use
 from mm.data.datamodule import CaptionData
-from mm.errors import OutputError
+from mm.errors import CheckpointError, OutputError, UsageError
+from mm.progress import progress
 from mm.training.memory import keep_large_allocations
 from mm.training.module import VisionLanguageTraining
 
@@ -34,18 +37,51 @@ class TrainingCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer, with CSV and TensorBoard logs unless the configuration names other loggers."""
-        config = self.config[self.subcommand].trainer if self.subcommand else self.config.trainer
+        config = self.settings.trainer
         root = Path(config.default_root_dir or "runs")
         if not config.fast_dev_run:
             _check_folder(root)
         if config.logger in (None, True) and not config.fast_dev_run:
             kwargs["logger"] = [CSVLogger(root, name="csv"), TensorBoardLogger(root, name="tensorboard")]
+        if self.settings.json:
+            kwargs |= {"enable_progress_bar": False, "enable_model_summary": False}
         return super().instantiate_trainer(**kwargs)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds ``--json``."""
+        add_json(parser)
+
+    @property
+    def settings(self) -> Namespace:
+        """What the command was told."""
+        return self.config[self.config["subcommand"]]
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses; checks the checkpoint to go on from, which Lightning reads next; keeps tables out of JSON."""
+        super().parse_arguments(parser, args)
+        if path := self.settings.get("ckpt_path"):
+            _check_checkpoint(str(path))
+        if self.settings.json and "verbose" in self.settings:
+            self.settings.verbose = False
 
     def instantiate_classes(self) -> None:
         """Builds model, data and trainer, and attaches the tokenizer and image size to the data."""
         super().instantiate_classes()
-        self.datamodule.attach(self.model.tokenizer, self.model.architecture.image_size)
+        self.datamodule.attach(self.model.tokenizer, self.model.architecture.image_size, progress)
+
+    def report(self) -> None:
+        """Prints the last figures as one JSON object, where that was asked for."""
+        if self.settings.json and self.trainer.is_global_zero:
+            print_json({name: float(value) for name, value in self.trainer.callback_metrics.items()})
+
+
+def _check_checkpoint(path: str) -> None:
+    if path in ("last", "best", "hpc"):  # Lightning's names for those it finds itself
+        return
+    if not Path(path).is_file():
+        raise UsageError(f"--ckpt_path {path}: no such file; 'last' goes on from where the last run was stopped")
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(f"--ckpt_path {path}: damaged, or not a training checkpoint of mm")
 
 
 def _check_folder(path: Path) -> None:
@@ -62,7 +98,7 @@ def run(arguments: Sequence[str], program: str) -> int:
     keep_large_allocations()
     TrainingParser.program = program
     warnings.filterwarnings("ignore", ".*(does not have many workers|LightningCLI's args parameter|LeafSpec).*")
-    TrainingCLI(
+    cli = TrainingCLI(
         VisionLanguageTraining,
         CaptionData,
         args=[program.removeprefix("mm "), *arguments],
@@ -73,4 +109,5 @@ def run(arguments: Sequence[str], program: str) -> int:
         parser_kwargs={"prog": "mm"},
         auto_configure_optimizers=False,
     )
+    cli.report()
     return 0

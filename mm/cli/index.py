@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mm.cli import common
-from mm.data.sources import count_images, iter_images, resolve_sources
+from mm.data.samples import Rejection, Sample
+from mm.data.sources import Source, count_images, iter_images, read_image_file, resolve_sources
 from mm.search import Gallery
 from mm.search.indexing import index_samples
 
@@ -15,7 +16,8 @@ def run(arguments: Sequence[str], program: str) -> int:
     """Runs ``mm index``."""
     parser = common.Parser(
         prog=program,
-        description="Put photos, folders and shards into a gallery; only what is new or changed is embedded.",
+        description="Put photos, folders and shards into a gallery, with the captions in shards and beside photos "
+        "(name.txt, name.json); only what is new or changed is embedded.",
     )
     parser.add_argument("paths", nargs="+", help="image files, folders, and .tar shards")
     parser.add_argument("--gallery", type=Path, required=True, help="the gallery's folder; made if missing")
@@ -29,12 +31,14 @@ def run(arguments: Sequence[str], program: str) -> int:
 
     from mm.progress import progress
 
-    model = options.model or (None if options.gallery.exists() else "mm-tiny")
-    with Gallery.open(options.gallery, model, create=True) as gallery, progress("Index") as update:
+    with (
+        Gallery.open(options.gallery, options.model, create=True, device=options.device) as gallery,
+        progress("Index") as update,
+    ):
         total = count_images(sources)
         tally = index_samples(
             gallery,
-            iter_images(sources, captions=False),
+            _with_captions(sources),
             options.batch_size,
             options.max_pixels,
             lambda so_far: update(so_far.seen, total),
@@ -47,8 +51,13 @@ def run(arguments: Sequence[str], program: str) -> int:
         "rejected": tally.rejected,
         "images in the gallery": size,
     }
-    if options.json:
-        common.print_json(figures | {"rejections": common.rejections_json(tally)})
-    else:
-        common.print_figures(str(options.gallery), figures)
-    return common.report_rejections(tally)
+    return common.report(str(options.gallery), figures, tally, as_json=options.json)
+
+
+def _with_captions(sources: Iterable[Source]) -> Iterator[Sample | Rejection]:
+    """Reads images with the captions in their shards or beside their files, where there are any."""
+    for source in sources:
+        if source.is_shard or source.problem is not None:
+            yield from iter_images([source])
+        else:
+            yield read_image_file(source.path, source.key)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from mm.cli import common
+from mm.data.samples import Rejection, Tally, printable
+from mm.errors import DataError, MMError, UsageError
 
 FORMS = (
     ("DIRECTORY", "a model directory, such as 'mm export' writes", "caption, embed, match"),
@@ -18,6 +19,10 @@ FORMS = (
     ("open_clip:ARCHITECTURE/TAG", "a CLIP model of open_clip by tag; 'mm models --open_clip' lists them", "embed"),
     ("open_clip:ARCHITECTURE/FILE", "a CLIP model of open_clip from a local file of weights", "embed"),
 )
+DAMAGED = "damaged"
+FOREIGN = "not a model of mm"
+MISSING = "missing file"
+UNREADABLE = "unreadable checkpoint"
 
 
 def run(arguments: Sequence[str], program: str) -> int:
@@ -27,60 +32,121 @@ def run(arguments: Sequence[str], program: str) -> int:
     parser.add_argument("--open_clip", action="store_true", help="list every pretrained model of open_clip")
     common.add_json(parser)
     options = common.parse(parser, arguments)
+    for folder in map(Path, options.folders):
+        if not folder.is_dir():
+            raise UsageError(f"{folder}: isn't a folder; give folders to look for models in")
 
     from mm.checkpoints.resolve import ASSETS, BUILT_IN
 
-    found = [path for folder in options.folders for path in _find(Path(folder))]
-    models = [_describe(name, ASSETS / name) for name in BUILT_IN]
-    models += [_describe(str(path), path) for path in found]
+    candidates = {name: ASSETS / name for name in BUILT_IN}
+    candidates |= {printable(str(path)): path for folder in options.folders for path in _find(Path(folder))}
+    models: list[dict[str, Any]] = []
+    tally = Tally()
+    for name, path in candidates.items():
+        try:
+            models.append({"model": name, **describe(path)})
+        except DataError as error:
+            tally.reject(Rejection.of(error, name))
     if options.open_clip:
         import open_clip
 
         models += [
-            {"name": f"open_clip:{name}/{tag}", "capabilities": ["embed"]} for name, tag in open_clip.list_pretrained()
+            {"model": f"open_clip:{name}/{tag}", "capabilities": ["embed"]} for name, tag in open_clip.list_pretrained()
         ]
     if options.json:
         forms = [{"name": name, "what": what, "capabilities": can.split(", ")} for name, what, can in FORMS]
-        common.print_json({"models": models, "forms": forms})
+        common.print_json({"models": models, "rejections": common.rejections_json(tally), "forms": forms})
         return 0
-    rows = [
-        (
-            model["name"],
-            ", ".join(model["capabilities"]),
-            ", ".join(model.get("languages", [])) or "-",
-            f"{model['parameters'] / 1e6:.1f} M" if "parameters" in model else "-",
-            f"{model['bytes'] / 1e6:.1f} MB" if "bytes" in model else "-",
-        )
-        for model in models
-    ]
-    common.print_table("Models", ("model", "capabilities", "languages", "parameters", "size"), rows)
+    print_models("Models", models)
+    if not tally.ok:
+        refused = [(rejection.source, rejection.reason, rejection.detail) for rejection in tally.rejections]
+        common.print_table("Can't be loaded", ("source", "reason", "detail"), refused)
     common.print_table("Other names that can be loaded", ("name", "what", "capabilities"), FORMS)
     return 0
 
 
-def _find(folder: Path) -> Iterator[Path]:
-    from mm.errors import UsageError
+def describe(path: Path) -> dict[str, Any]:
+    """Describes a model directory or training checkpoint without reading its weights.
 
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: isn't a folder; give folders to look for models in")
-    for path in sorted(folder.rglob("*")):
-        if path.suffix == ".ckpt" or (path.is_dir() and (path / "model.safetensors").is_file()):
+    Returns:
+        Its ``capabilities``, the codes of its ``languages``, its number of ``parameters``, and the size of the file of
+        weights in ``bytes``.
+
+    Raises:
+        DataError: it is damaged, or isn't a model of mm.
+    """
+    own = _describe_checkpoint(path) if path.is_file() else _describe_directory(path)
+    return {"capabilities": ["caption", "embed", "match"], **own}
+
+
+def print_models(title: str, models: Sequence[dict[str, Any]]) -> None:
+    """Prints models with what ``describe`` says about them, as a table."""
+    rows = [
+        (
+            model["model"],
+            ", ".join(model["capabilities"]),
+            ", ".join(model.get("languages", [])) or "-",
+            *(f"{model[name]:,}" if name in model else "-" for name in ("parameters", "bytes")),
+        )
+        for model in models
+    ]
+    common.print_table(title, ("model", "capabilities", "languages", "parameters", "bytes"), rows)
+
+
+def _find(folder: Path) -> Iterator[Path]:
+    for path in (folder, *sorted(folder.rglob("*"))):
+        if (path / "model.safetensors").is_file() or (path.suffix == ".ckpt" and path.is_file()):
             yield path
 
 
-def _describe(name: str, path: Path) -> dict[str, Any]:
-    """Describes a model from its headers, without loading it."""
-    description: dict[str, Any] = {"name": name, "capabilities": ["caption", "embed", "match"]}
-    if path.is_file():
-        return description | {"bytes": path.stat().st_size}
-    weights = path / "model.safetensors"
-    with weights.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    count = sum(math.prod(value["shape"]) for key, value in header.items() if key != "__metadata__")
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    return description | {
-        "languages": config.get("languages", []),
-        "parameters": count,
+def _describe_directory(folder: Path) -> dict[str, Any]:
+    from safetensors import safe_open
+
+    from mm.checkpoints.directory import KIND, first_line
+
+    if not (folder / "config.json").is_file():
+        raise DataError("config.json is missing; a model directory has one", MISSING)
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind = config.get("model_type") if isinstance(config, dict) else None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"config.json can't be read ({first_line(error)})", DAMAGED) from error
+    if kind != KIND:
+        raise DataError(f"model_type in config.json is {kind!r}; only {KIND!r} can be loaded", FOREIGN)
+    if not (folder / "tokenizer.json").is_file():
+        raise DataError("tokenizer.json is missing; a model directory has one", MISSING)
+    weights = folder / "model.safetensors"
+    try:
+        with safe_open(weights, framework="numpy") as file:
+            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 - it is no dictionary
+    except Exception as error:  # safetensors raises several kinds
+        raise DataError(f"model.safetensors can't be read ({first_line(error)})", DAMAGED) from error
+    languages = config.get("languages")
+    return {
+        "languages": [str(code) for code in languages] if isinstance(languages, list) else [],
+        "parameters": sum(map(math.prod, shapes)),
         "bytes": weights.stat().st_size,
     }
+
+
+def _describe_checkpoint(path: Path) -> dict[str, Any]:
+    import torch
+
+    from mm.checkpoints.directory import first_line
+    from mm.data.tokenizer import Tokenizer
+
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises several kinds for damaged and foreign files
+        raise DataError(f"can't be read as a training checkpoint ({first_line(error)})", UNREADABLE) from error
+    own = checkpoint.get("mm") if isinstance(checkpoint, dict) else None
+    weights = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(own, dict) or not isinstance(own.get("tokenizer"), str) or not isinstance(weights, dict):
+        raise DataError("isn't a training checkpoint of mm; 'mm fit' writes those", FOREIGN)
+    try:
+        languages = list(Tokenizer.from_json(own["tokenizer"], "its tokenizer").languages)
+    except MMError as error:
+        raise DataError(str(error), DAMAGED) from error
+    model = [value for name, value in weights.items() if str(name).startswith("model.") and torch.is_tensor(value)]
+    shared = {value.data_ptr(): value.numel() for value in model}  # several parts share one tensor
+    return {"languages": languages, "parameters": sum(shared.values()), "bytes": path.stat().st_size}

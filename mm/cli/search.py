@@ -29,7 +29,7 @@ def run(arguments: Sequence[str], program: str) -> int:
         common.check_writable(options.html)
     image = read_image(options.image) if options.image is not None else None
 
-    with Gallery.open(options.gallery, options.model) as gallery:
+    with Gallery.open(options.gallery, options.model, device=options.device) as gallery:
         hits = gallery.search(options.query, options.k, image)
     query = " + ".join(str(part) for part in (options.query, options.image) if part is not None)
     if options.json:
@@ -37,7 +37,7 @@ def run(arguments: Sequence[str], program: str) -> int:
             {
                 "rank": hit.rank,
                 "score": round(hit.score, 4),
-                "uri": hit.uri,
+                "image": hit.uri,
                 "sha256": hit.sha256,
                 "captions": hit.captions,
             }

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from mm.cli import common
 from mm.data.making import samples_from
+from mm.data.manifest import Manifest
 from mm.data.samples import Tally
 from mm.data.shards import check_shards, write_shards
-from mm.errors import UsageError
+from mm.errors import DataError, ShardError, UsageError
 
 ACTIONS = ("make", "check")
 
@@ -43,22 +44,25 @@ def _make(arguments: Sequence[str], program: str) -> int:
     from mm.progress import progress
 
     samples, tally = samples_from(options.source, max_pixels=options.max_pixels), Tally()
-    with progress("Shards", "samples") as update:
-        manifest = write_shards(
-            samples,
-            options.out,
-            options.prefix,
-            options.max_samples,
-            options.max_bytes,
-            progress=lambda done: update(done, len(samples)),
-            tally=tally,
-        )
+    manifest, problem = Manifest([]), None
+    try:
+        with progress("Shards", "samples") as update:
+            manifest = write_shards(
+                samples,
+                options.out,
+                options.prefix,
+                options.max_samples,
+                options.max_bytes,
+                progress=common.counter(update, len(samples)),
+                tally=tally,
+            )
+    except ShardError:  # writing failed
+        common.report_rejections(tally)
+        raise
+    except DataError as error:  # no sample was left to write
+        problem = f"{program}: {error}"
     figures = {"shards": len(manifest.shards), "samples": manifest.total, "rejected": tally.rejected}
-    if options.json:
-        common.print_json(figures | {"rejections": common.rejections_json(tally)})
-    else:
-        common.print_figures(str(options.out), figures)
-    return common.report_rejections(tally)
+    return common.report(str(options.out), figures, tally, as_json=options.json, problem=problem)
 
 
 def _check(arguments: Sequence[str], program: str) -> int:
@@ -75,14 +79,10 @@ def _check(arguments: Sequence[str], program: str) -> int:
     with progress("Check", "samples") as update:
         report = check_shards(
             options.shards,
-            progress=lambda done: update(done, None),
+            progress=common.counter(update, None),
             captions=options.captions,
             decode=options.decode,
             max_pixels=options.max_pixels,
         )
     figures = {"shards": report.shards, "samples": report.samples, "problems": len(report.problems)}
-    if options.json:
-        common.print_json(figures | {"rejections": common.rejections_json(report.tally)})
-    else:
-        common.print_figures(str(options.shards), figures)
-    return common.report_rejections(report.tally)
+    return common.report(str(options.shards), figures, report.tally, as_json=options.json)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from mm.cli import common
+from mm.data.manifest import Manifest
+from mm.data.samples import Tally
+from mm.data.tokenizer import Tokenizer, clean_caption
+from mm.errors import OutputError
+from mm.files import write_whole
 
 
 def run(arguments: Sequence[str], program: str) -> int:
@@ -16,33 +21,38 @@ def run(arguments: Sequence[str], program: str) -> int:
     parser.add_argument("--vocabulary", type=int, default=5000, help="number of tokens")
     parser.add_argument("--languages", nargs="+", default=["en", "zh"], help="languages, one first token each")
     options = common.parse(parser, arguments)
+    Tokenizer.train([], options.vocabulary, options.languages)  # options that can't be met end here
 
     from mm.data.datamodule import expand
-    from mm.data.manifest import Manifest
-    from mm.data.samples import Sample
-    from mm.data.shards import read_shard
-    from mm.data.tokenizer import Tokenizer, clean_caption
-    from mm.errors import DataError, OutputError
-    from mm.files import write_whole
 
     manifest = Manifest.of(expand(options.data))
+    _prepare(options.output)
 
-    def captions() -> Iterator[str]:
-        for shard in manifest.shards:
-            for item in read_shard(shard.path, shard):
-                if isinstance(item, Sample):
-                    for language in options.languages:
-                        yield from map(clean_caption, item.captions.get(language, []))
-
-    texts = list(captions())
-    if not texts:
+    tally = Tally()
+    texts = [
+        clean_caption(text)
+        for sample in tally.accept(common.captioned(manifest, options.languages))
+        for language in options.languages
+        for text in sample.captions.get(language, [])
+    ]
+    problem = None
+    if texts:
+        tokenizer = Tokenizer.train(texts, options.vocabulary, options.languages)
+        try:
+            write_whole(options.output, tokenizer.to_json().encode())
+            print(f"{options.output}: {len(tokenizer)} tokens from {len(texts)} captions")
+        except OSError as error:
+            problem = f"{program}: {options.output}: can't be written ({error.strerror})"
+    else:
         wanted = " or ".join(options.languages)
-        raise DataError(f"{' '.join(options.data)}: no captions in {wanted} to learn from", "missing caption")
-    tokenizer = Tokenizer.train(texts, options.vocabulary, options.languages)
+        problem = f"{program}: {' '.join(options.data)}: no captions in {wanted} to learn from"
+    return common.report_rejections(tally, problem)
+
+
+def _prepare(output: Path) -> None:
+    """Makes the folder of the output, and makes sure that the output can be written."""
     try:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(options.output, tokenizer.to_json().encode())
+        output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{options.output}: can't be written ({error.strerror})") from error
-    print(f"{options.output}: {len(tokenizer)} tokens from {len(texts)} captions")
-    return 0
+        raise OutputError(f"{output}: can't be written ({error.strerror})") from error
+    common.check_writable(output)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import glob
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import lightning as L
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from mm.data.dataset import EvaluationSet, TrainingSet
 from mm.data.features import FeatureStore
-from mm.data.images import open_image
+from mm.data.images import check_image
 from mm.data.manifest import Manifest
 from mm.data.order import OrderedBatches, ResumableLoader
 from mm.data.samples import Rejection, Tally
@@ -26,16 +27,23 @@ from mm.errors import DataError, OptionError, ShardError, UsageError
 
 log = logging.getLogger(__name__)
 
+Watch = Callable[[str, str], AbstractContextManager[Callable[[int, int | None], None]]]
+
+
+def _unwatched(title: str, unit: str) -> AbstractContextManager[Callable[[int, int | None], None]]:
+    return nullcontext(lambda done, total: None)
+
 
 def expand(sources: str | Sequence[str]) -> list[str]:
-    """Expands shell patterns in paths of shards, in sorted order.
+    """Expands shell patterns in paths of shards, in sorted order. A path that exists is no pattern.
 
     Raises:
         UsageError: a pattern matches nothing.
     """
     paths: list[str] = []
     for source in [sources] if isinstance(sources, str) else sources:
-        found = sorted(glob.glob(source)) if glob.has_magic(source) else [source]  # noqa: PTH207
+        pattern = glob.has_magic(source) and not Path(source).exists()
+        found = sorted(glob.glob(source)) if pattern else [source]  # noqa: PTH207
         if not found:
             raise UsageError(f"{source}: matches no shard")
         paths += found
@@ -94,13 +102,19 @@ class CaptionData(L.LightningDataModule):
         self.seed = seed
         self.val_batch_size = val_batch_size
         self.tallies: dict[str, Tally] = {}
+        self.languages: dict[str, set[str]] = {}
         self._train: TrainingSet | None = None
         self._evaluation: dict[str, EvaluationSet] = {}
         self._loader: ResumableLoader | None = None
         self._position = 0
 
-    def attach(self, tokenizer: Tokenizer, image_size: int) -> None:
-        """Takes what depends on the model: its tokenizer and the side of its images in pixels.
+    def attach(self, tokenizer: Tokenizer, image_size: int, progress: Watch = _unwatched) -> None:
+        """Takes what depends on the model, and on who is watching.
+
+        Args:
+            tokenizer: the model's.
+            image_size: side of the model's images in pixels.
+            progress: shows how far a long check is, as ``mm.progress.progress`` does.
 
         Raises:
             OptionError: captions of a language that the tokenizer lacks.
@@ -111,6 +125,7 @@ class CaptionData(L.LightningDataModule):
                 raise OptionError(f"data.captions has language {language!r}; the tokenizer knows {known}")
         self.tokenizer = tokenizer
         self.transform = ImageTransform(image_size, self.crop)
+        self._progress = progress
 
     def setup(self, stage: str) -> None:
         """Indexes the shards that a stage needs.
@@ -143,12 +158,13 @@ class CaptionData(L.LightningDataModule):
             raise UsageError(f"data.{split} isn't set; give the folder, shard or pattern of shards to use")
         shards = IndexedShards(Manifest.of(expand(sources)))
         tally, usable = Tally(), []
+        known: set[str] = set()
         for problem in shards.problems:
             tally.reject(problem)
-        for index in range(len(shards)):
+        for index in self._watched(f"Check of data.{split}", len(shards)):
             try:
                 sample = shards[index]
-                open_image(sample.image, sample.source)
+                check_image(sample.image, sample.source)
                 if languages is not None and not any(sample.captions.get(language) for language in languages):
                     raise DataError(f"{sample.source}: no caption in {' or '.join(languages)}", "missing caption")
             except ShardError:
@@ -157,8 +173,9 @@ class CaptionData(L.LightningDataModule):
                 tally.reject(Rejection.of(error, split, shards.keys[index]))
             else:
                 usable.append(index)
+                known.update(language for language, texts in sample.captions.items() if texts)
         tally.use(len(usable))
-        self.tallies[split] = tally
+        self.tallies[split], self.languages[split] = tally, known
         for rejection in tally.rejections:
             log.warning("data.%s: rejected: %s: %s", split, rejection.reason, rejection.detail)
         if not usable:
@@ -168,6 +185,12 @@ class CaptionData(L.LightningDataModule):
                 f"data.{split}: none of the {len(shards)} samples in {where} can be used: {reasons}", reasons
             )
         return shards, usable
+
+    def _watched(self, title: str, count: int) -> Iterator[int]:
+        with self._progress(title, "images") as update:
+            for number in range(count):
+                update(number, count)
+                yield number
 
     def keep_features(
         self,

@@ -120,6 +120,25 @@ def open_image(data: bytes, name: str = "image", max_pixels: int = DEFAULT_MAX_P
     return image
 
 
+def check_image(data: bytes, name: str = "image", max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
+    """Makes sure that an image file can be decoded, to its end; a JPEG at an eighth of its size, which is quicker.
+
+    Args:
+        data: content of the file.
+        name: the image, for messages.
+        max_pixels: the most pixels that are let through.
+
+    Raises:
+        ImageError: it can't be decoded.
+    """
+    image = open_image(data, name, max_pixels)
+    try:
+        image.draft("RGB", (1, 1))
+        image.load()
+    except Exception as error:  # decoders raise a dozen kinds of exceptions
+        raise _failure(error, data, name, image.format) from error
+
+
 def read_image(path: str | Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
     """Reads an image file and decodes it as ``decode_image`` does.
 

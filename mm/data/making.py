@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mm.data.images import DEFAULT_MAX_PIXELS, decode_image, read_image_bytes
-from mm.data.samples import Rejection, Sample, printable
+from mm.data.samples import Rejection, Sample, caption_language, printable
 from mm.data.sources import Source, find_images, read_image_file
 from mm.errors import DataError, UsageError
 
@@ -32,12 +32,14 @@ class MadeSamples:
     Args:
         path: a folder of images, with captions in the ``.txt`` or ``.json`` file beside each image, if anywhere;
             or a ``.csv`` or ``.tsv`` file with a heading. Its column ``image`` is a path relative to the table,
-            ``caption`` may repeat over rows, ``language`` is ``en`` where it is missing; others are metadata.
+            ``caption`` may repeat over rows, ``language`` is ``en`` where it is missing; others are metadata, but for
+            columns without a name, which are left out.
         decode: whether images are decoded, so that damaged ones are rejected.
         max_pixels: the most pixels an image may have.
 
     Raises:
-        UsageError: there is no such path, or nothing in it to make samples of.
+        UsageError: there is no such path, or nothing in it to make samples of; or a table's heading lacks a column,
+            has one twice, or has one whose name is meant for captions.
     """
 
     def __init__(self, path: str | Path, decode: bool = True, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
@@ -107,11 +109,7 @@ def _read_table(path: Path) -> dict[str, _Row]:
         # Bytes that aren't UTF-8 become lone surrogates here, and reject the rows that they are in.
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             reader = csv.DictReader(file, delimiter=TABLE_SUFFIXES[path.suffix.lower()], restkey=_SURPLUS, restval="")
-            columns = reader.fieldnames or []
-            missing = [column for column in ("image", "caption") if column not in columns]
-            if missing:
-                found = ", ".join(map(printable, columns)) or "none"
-                raise UsageError(f"{path}: has no column {missing[0]!r} (columns: {found}); name it in the first line")
+            _check_heading(reader.fieldnames or [], path)
             for row in reader:
                 _add_row(rows, row, f"{path}, line {reader.line_num}")
     except csv.Error as error:
@@ -121,6 +119,23 @@ def _read_table(path: Path) -> dict[str, _Row]:
     if not rows:
         raise UsageError(f"{path}: has no rows; give one per caption")
     return rows
+
+
+def _check_heading(columns: Sequence[str], path: Path) -> None:
+    """Refuses a heading with which something would be missing, or lost."""
+    for number, column in enumerate(columns):
+        language = caption_language(column)
+        if language is not None:
+            raise UsageError(
+                f"{path}: has a column {column!r}; give each caption a row of its own, with the caption in the column "
+                f"'caption' and {language!r} in the column 'language'"
+            )
+        if column and column in columns[:number]:
+            raise UsageError(f"{path}: has the column {printable(column)!r} twice; give each a name of its own")
+    for column in ("image", "caption"):
+        if column not in columns:
+            found = ", ".join(map(printable, columns)) or "none"
+            raise UsageError(f"{path}: has no column {column!r} (columns: {found}); name it in the first line")
 
 
 def _add_row(rows: dict[str, _Row], cells: dict[str, str], where: str) -> None:

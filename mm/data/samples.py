@@ -118,6 +118,14 @@ class Tally:
                 self.use()
 
 
+def caption_language(name: str) -> str | None:
+    """The language of the captions that a field of this name holds in a JSON file; None where it holds metadata."""
+    if name == "captions":
+        return "en"
+    match = _LANGUAGE_KEY.fullmatch(name)
+    return match.group(1) if match else None
+
+
 def parse_captions(
     text: bytes | None, document: bytes | None, name: str
 ) -> tuple[dict[str, list[str]], dict[str, Any]]:
@@ -141,9 +149,8 @@ def parse_captions(
     metadata: dict[str, Any] = {}
     if document is not None:
         for field_name, value in _json_object(document, name).items():
-            match = _LANGUAGE_KEY.fullmatch(field_name)
-            if field_name == "captions" or match:
-                language = match.group(1) if match else "en"
+            language = caption_language(field_name)
+            if language is not None:
                 captions.setdefault(language, []).extend(_caption_list(value, field_name, name))
             else:
                 metadata[field_name] = value
@@ -159,9 +166,15 @@ def caption_document(sample: Sample) -> bytes:
     """The JSON file of a sample: what ``parse_captions`` reads back as the same captions and metadata.
 
     Raises:
-        DataError: the captions or metadata can't be written as JSON.
+        DataError: the captions or metadata can't be written as JSON, or metadata has a name that is meant for captions.
     """
     document = dict(sample.metadata)
+    for name in document:
+        if caption_language(name) is not None:
+            raise DataError(
+                f"{sample.source}: metadata can't be named {name!r}, which holds captions; give it another name",
+                "metadata named like captions",
+            )
     document["captions"] = sample.captions.get("en", [])
     for language, texts in sample.captions.items():
         name = f"captions_{language}"
@@ -191,6 +204,7 @@ def _decode(data: bytes, name: str) -> str:
 def _json_object(data: bytes, name: str) -> dict[str, Any]:
     try:
         document = json.loads(_decode(data, f"{name}.json"))
+        json.dumps(document, allow_nan=False)  # Python reads NaN and Infinity, which aren't JSON
     except (ValueError, RecursionError) as error:
         raise DataError(f"{name}.json: isn't valid JSON: {error}", "caption file is not JSON") from None
     if not isinstance(document, dict):

@@ -161,8 +161,13 @@ class Tokenizer:
         return [e.ids[:max_tokens] for e in encoded]
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
-        """Turns rows of token ids into texts; special tokens are left out, bytes that aren't UTF-8 become U+FFFD."""
-        return [t.strip() for t in self._backend.decode_batch([list(r) for r in rows], skip_special_tokens=True)]
+        """Turns rows of token ids into texts.
+
+        Special tokens are left out, and so are bytes that aren't UTF-8: a token may be part of a character, and a model
+        may write it without the others. The replacement character U+FFFD, which stands for such bytes, goes too.
+        """
+        texts = self._backend.decode_batch([list(row) for row in rows], skip_special_tokens=True)
+        return [text.replace("\ufffd", "").strip() for text in texts]
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
         """Pads rows on the right to one length.

@@ -34,10 +34,12 @@ class Gallery:
     Args:
         record: the open database.
         model: the model for queries and new images, its name, or None for the one recorded.
+        device: where a model runs that is loaded here; None for the GPU if there is one.
     """
 
-    def __init__(self, record: Record, model: Embedder | str | None = None) -> None:
+    def __init__(self, record: Record, model: Embedder | str | None = None, device: str | None = None) -> None:
         self._record = record
+        self._device = device
         self._lock = threading.RLock()
         self._model: Embedder | None = None if isinstance(model, str) else model
         self._model_name = model if isinstance(model, str) else None
@@ -47,27 +49,37 @@ class Gallery:
             self._check(self._model)
 
     @classmethod
-    def open(cls, path: str | Path, model: Embedder | str | None = None, create: bool = False) -> Gallery:
+    def open(
+        cls,
+        path: str | Path,
+        model: Embedder | str | None = None,
+        create: bool = False,
+        device: str | None = None,
+    ) -> Gallery:
         """Open a gallery.
 
         Args:
             path: its directory.
-            model: a loaded model, the name of one, or None for the one that the gallery was built with. A name is
-                loaded when it is first needed, or at once if it isn't the recorded one.
+            model: a loaded model, the name of one, or None for the one that the gallery was built with (as long as
+                there is none, for the default of ``mm.load``). A model is loaded when it is first needed, or at once
+                if its name isn't the recorded one, or if a device is given.
             create: make a new gallery when there is none.
+            device: where a model that isn't loaded yet runs: ``cpu``, ``cuda``, ...; None for the GPU if there is one.
 
         Raises:
             GalleryError: when there is no gallery, it can't be used, or another model built it.
+            OptionError: when there is no such device.
             OutputError: when a new one can't be written.
         """
         path = Path(path)
-        if create and isinstance(model, str) and not (path / RECORD_FILE).exists():
-            model = _load(model)  # an unknown name leaves no empty gallery behind
+        name = model if isinstance(model, str) else None
+        if create and (name or (model is None and device)) and not (path / RECORD_FILE).exists():
+            model = _load(name, device)  # an unknown name leaves no empty gallery behind
         record = Record(path, create)
         try:
-            gallery = cls(record, model)
+            gallery = cls(record, model, device)
             recorded = gallery.model
-            if isinstance(model, str) and recorded and recorded.name != model:
+            if device or (name and (recorded is None or recorded.name != name)):
                 gallery._embedder()
             return gallery
         except BaseException:
@@ -166,7 +178,7 @@ class Gallery:
             The best first; scores are cosine similarities (with both, the mean of the two).
 
         Raises:
-            OptionError: without text and image, or when k is less than 1.
+            OptionError: without text and image, when k is less than 1, or when there is no such device.
             GalleryError: when another model built the gallery, or its model can't be loaded.
         """
         _check_k(k)
@@ -256,16 +268,13 @@ class Gallery:
         """Return the model, loading it on first use."""
         if self._model is None:
             recorded = self._record.model()
-            name = self._model_name or (recorded.name if recorded else None)
-            if name is None:
-                raise GalleryError(f"the gallery {self.path} is new: say which model shall embed its images")
             try:
-                loaded = _load(name)
+                loaded = _load(self._model_name or (recorded.name if recorded else None), self._device)
             except MMError as error:
-                if self._model_name is not None:
+                if self._model_name is not None or recorded is None or isinstance(error, OptionError):
                     raise
                 raise GalleryError(
-                    f"the gallery {self.path} was built with {name}, which can't be loaded: {error}"
+                    f"the gallery {self.path} was built with {recorded.name}, which can't be loaded: {error}"
                 ) from error
             self._model = loaded
         self._check(self._model)
@@ -305,11 +314,11 @@ class Gallery:
         return self._index
 
 
-def _load(name: str) -> Embedder:
-    from importlib import import_module
+def _load(name: str | None, device: str | None) -> Embedder:
+    """Load a model by its name, or the default one."""
+    import mm
 
-    model: Embedder = import_module("mm").load(name)
-    return model
+    return mm.load(device=device) if name is None else mm.load(name, device)
 
 
 def _check_k(k: int) -> None:

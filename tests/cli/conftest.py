@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
+import tiny
 from PIL import Image
 
 from mm.cli import main
@@ -19,27 +20,14 @@ COLOURS = {"red": (200, 30, 30), "green": (30, 180, 40), "blue": (30, 40, 200), 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A model directory with random weights."""
-    from mm.checkpoints.directory import save_directory, special_tokens
+    from mm.checkpoints.directory import save_directory
     from mm.checkpoints.resolve import find_tokenizer
     from mm.data.tokenizer import Tokenizer
-    from mm.models import Architecture, build
 
-    torch.manual_seed(0)
-    tokenizer = Tokenizer.read(find_tokenizer("mm-tiny"))
-    architecture = Architecture(
-        vision="tf_efficientnet_lite0",
-        hybrid_blocks=1,
-        image_size=64,
-        width=32,
-        heads=2,
-        encoder_blocks=1,
-        decoder_blocks=1,
-        embedding_width=16,
-        max_tokens=48,
-    )
-    built = build(architecture, len(tokenizer), special_tokens(tokenizer))
+    words = Tokenizer.read(find_tokenizer("mm-tiny"))
+    architecture = replace(tiny.ARCHITECTURE, max_tokens=48)
     folder = tmp_path_factory.mktemp("models") / "random"
-    save_directory(folder, built, tokenizer, architecture, "# random\n")
+    save_directory(folder, tiny.model(words, architecture), words, architecture, "# random\n")
     return str(folder)
 
 

@@ -6,6 +6,9 @@ import sys
 import pytest
 from PIL import Image
 
+from mm.cli.caption import Lines
+from mm.errors import MMError, OutputError
+
 
 def test_captions_a_file_a_folder_and_a_shard(run, model, photos, shards):
     shard = next(shards.glob("*.tar"))
@@ -32,8 +35,17 @@ def test_json_is_one_object(run_json, model, photos):
     status, result = run_json("caption", photos, "--model", model)
     assert status == 0
     assert result["used"] == 4
-    assert result["rejected"] == []
+    assert (result["rejected"], result["rejections"]) == (0, [])
     assert len(result["captions"]) == 4
+
+
+def test_decoding_is_that_of_python_unless_told_otherwise():
+    from mm.cli import common
+    from mm.pipeline import CAPTION
+
+    parser = common.Parser(prog="mm caption")
+    common.add_generation(parser)
+    assert common.generation_config(parser.parse_args([])) == CAPTION
 
 
 def test_options_of_decoding_reach_it(run_json, model, photos):
@@ -85,6 +97,9 @@ def test_a_damaged_shard_gives_what_it_has(run, model, shards):
         (["{photos}", "--max_tokens", "500"], "max_tokens"),
         (["{photos}", "--output", "no/such/folder/x.jsonl"], "no/such/folder"),
         (["{photos}", "--model", "open_clip:NoSuchModel/tag"], "NoSuchModel"),
+        (["{photos}", "--batch_size", "0"], "--batch_size must be at least 1, not 0"),
+        (["{photos}", "--max_pixels", "-1"], "--max_pixels must be at least 1, not -1"),
+        (["{photos}", "--output", "{photos}"], "photos"),
         (["{empty}"], "empty"),
     ],
 )
@@ -93,8 +108,11 @@ def test_wrong_use_is_one_line_before_any_work(run, model, photos, tmp_path, arg
     filled = [a.format(photos=photos, empty=tmp_path / "empty") for a in arguments]
     if "--model" not in filled:
         filled += ["--model", model]
+    if "--output" not in filled:
+        filled += ["--output", str(tmp_path / "captions.jsonl")]
     status, out, err = run("caption", *filled)
     assert status == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "photos"]
     assert out == ""
     assert err.count("\n") == 1
     assert culprit in err
@@ -103,6 +121,102 @@ def test_wrong_use_is_one_line_before_any_work(run, model, photos, tmp_path, arg
 def test_unknown_model_lists_the_known_ones(run, photos):
     _, _, err = run("caption", photos, "--model", "mm-huge")
     assert "mm-tiny" in err and "open_clip:" in err
+
+
+@pytest.mark.parametrize("options", [[], ["--model", "mm-huge"], ["--language", "fr"], ["--beams", "0"]])
+def test_what_an_earlier_run_has_kept_is_not_touched(run, model, photos, tmp_path, options):
+    part = tmp_path / "captions.jsonl.part"
+    part.write_text('{"caption": "hours of work"}\n')
+    arguments = [photos, "--output", tmp_path / "captions.jsonl", *options]
+    status, out, err = run("caption", *arguments, *([] if "--model" in options else ["--model", model]))
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert str(part) in err and ("rename" in err or "remove" in err)
+    assert part.read_text() == '{"caption": "hours of work"}\n'
+    assert not (tmp_path / "captions.jsonl").exists()
+
+
+def test_an_interrupted_run_keeps_whole_lines(run, model, photos, tmp_path, monkeypatch):
+    from mm.pipeline import VisionLanguagePipeline
+
+    caption, calls = VisionLanguagePipeline.caption, []
+
+    def interrupted(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return caption(*arguments, **options)
+
+    monkeypatch.setattr(VisionLanguagePipeline, "caption", interrupted)
+    output = tmp_path / "captions.jsonl"
+    arguments = ("caption", photos, "--model", model, "--output", output, "--batch_size", 1)
+    assert run(*arguments)[0] == 130
+    kept = (tmp_path / "captions.jsonl.part").read_bytes()
+    assert [json.loads(line)["key"] for line in kept.splitlines()] == ["blue", "green"]
+    assert run(*arguments)[0] == 2
+    assert (tmp_path / "captions.jsonl.part").read_bytes() == kept
+
+
+def test_rows_are_on_disk_when_write_returns(tmp_path, monkeypatch):
+    synced, fsync = [], os.fsync
+
+    def spy(descriptor):
+        fsync(descriptor)
+        synced.append(os.fstat(descriptor).st_size)
+
+    lines = Lines(tmp_path / "x.jsonl")
+    lines.write([{"a": 0}])
+    monkeypatch.setattr(os, "fsync", spy)
+    lines.write([{"a": 1}])
+    assert synced == [18] and (tmp_path / "x.jsonl.part").read_text() == '{"a": 0}\n{"a": 1}\n'
+    lines.finish()
+    assert (tmp_path / "x.jsonl").read_text() == '{"a": 0}\n{"a": 1}\n'
+
+
+def test_a_device_is_not_replaced_by_a_file(tmp_path):
+    link = tmp_path / "null"
+    link.symlink_to(os.devnull)  # only the link would be replaced
+    with pytest.raises(OutputError, match="isn't a regular file"):
+        Lines(link)
+    assert [path.name for path in tmp_path.iterdir()] == ["null"]
+
+
+def test_an_empty_part_is_used_and_one_being_written_is_not(tmp_path):
+    part = tmp_path / "x.jsonl.part"
+    part.touch()
+    first, second = Lines(tmp_path / "x.jsonl"), Lines(tmp_path / "x.jsonl")
+    first.write([{"a": 1}])
+    with pytest.raises(MMError, match="another run"):
+        second.write([{"a": 2}])
+    first.finish()
+    assert (tmp_path / "x.jsonl").read_text() == '{"a": 1}\n' and not part.exists()
+
+
+def test_nothing_usable_leaves_no_captions_of_an_earlier_run(run, model, photos, tmp_path):
+    for photo in photos.iterdir():
+        photo.write_bytes(b"")
+    output = tmp_path / "captions.jsonl"
+    output.write_text('{"caption": "earlier"}\n')
+    status, out, err = run("caption", photos, "--model", model, "--output", output)
+    assert (status, out) == (1, "")
+    assert "Rejected: 4 of 4" in err and "empty file" in err
+    assert output.read_text() == "" and not list(tmp_path.glob("*.part"))
+
+
+def test_images_are_captioned_together_as_told(run, model, photos, monkeypatch):
+    from mm import pipeline
+
+    sizes, generate = [], pipeline.generate
+
+    def spy(decoder, tokens, prompts, *arguments, **options):
+        sizes.append(len(prompts))
+        return generate(decoder, tokens, prompts, *arguments, **options)
+
+    monkeypatch.setattr(pipeline, "generate", spy)
+    for number in range(16):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(photos / f"{number}.png")
+    options = ("--max_tokens", 2, "--beams", 1)
+    assert run("caption", photos, "--model", model, "--batch_size", 20, *options)[0] == 0
+    assert sizes == [20]
 
 
 def test_no_space_left_keeps_the_finished_part(model, photos):

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -7,6 +10,7 @@ import tiny
 import torch
 from pictures import picture, write_tar
 
+from mm.cli import one_line
 from mm.data.datamodule import CaptionData, expand
 from mm.data.dataset import TrainingSet
 from mm.data.manifest import Manifest
@@ -119,6 +123,7 @@ def hurt(folder: Path) -> Path:
         members |= {f"{number}.png": tiny.encode(tiny.picture(names[number])), f"{number}.txt": b"a wall"}
     members |= {"a-none.png": picture(1), "b-text.png": b"not an image", "b-text.txt": b"a wall"}
     members |= {"c-latin.png": picture(1), "c-latin.txt": b"caf\xe9", "d-empty.png": b"", "d-empty.txt": b"a wall"}
+    members |= {"e-cut.png": tiny.encode(tiny.picture("red"))[:-30], "e-cut.txt": b"a wall"}
     write_tar(folder / "x.tar", members)
     return folder
 
@@ -126,10 +131,10 @@ def hurt(folder: Path) -> Path:
 def test_what_can_not_be_used_is_counted_by_reason(tmp_path: Path) -> None:
     made = data(hurt(tmp_path / "in"), batch_size=5)
     tally = made.tallies["train"]
-    assert tally.used == 5 and tally.seen == 9
-    reasons = {"missing caption": 1, "not an image": 1, "caption is not UTF-8": 1, "empty file": 1}
+    assert tally.used == 5 and tally.seen == 10
+    reasons = {"missing caption": 1, "not an image": 1, "caption is not UTF-8": 1, "empty file": 1, "truncated": 1}
     assert tally.by_reason() == reasons
-    assert {rejection.key for rejection in tally.rejections} == {"a-none", "b-text", "c-latin", "d-empty"}
+    assert {rejection.key for rejection in tally.rejections} == {"a-none", "b-text", "c-latin", "d-empty", "e-cut"}
     batch = next(iter(made.train_dataloader()))
     assert sorted(batch["index"].tolist()) == [0, 1, 2, 3, 4]
 
@@ -149,10 +154,31 @@ def test_nothing_usable_is_an_error_that_says_why(tmp_path: Path) -> None:
         data(tmp_path, captions={"en": 1})
 
 
-def test_a_truncated_image_names_itself(tmp_path: Path) -> None:
-    write_tar(tmp_path / "x.tar", {"a.png": tiny.encode(tiny.picture("red"))[:-30], "a.txt": b"a wall"})
-    with pytest.raises(ImageError, match=r"x.tar/a.png: the PNG file is truncated"):
-        next(iter(data(tmp_path, batch_size=1).train_dataloader()))
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_damaged_since_the_check_names_itself(tmp_path: Path, workers: int) -> None:
+    picture_file = tiny.encode(tiny.picture("red"))
+    write_tar(tmp_path / "x.tar", {"a.png": picture_file, "a.txt": b"a wall"})
+    made = data(tmp_path, batch_size=1, workers=workers)
+    whole = (tmp_path / "x.tar").read_bytes()
+    start = whole.index(picture_file) + 40
+    (tmp_path / "x.tar").write_bytes(whole[:start] + bytes(60) + whole[start + 60 :])
+    with pytest.raises(ImageError) as caught:
+        next(iter(made.train_dataloader()))
+    assert re.fullmatch(r".*x.tar/a.png: the PNG file is (truncated|damaged).*", one_line(caught.value))
+
+
+def test_checks_show_how_far_they_are(tmp_path: Path) -> None:
+    seen: list[object] = []
+
+    @contextmanager
+    def progress(title: str, unit: str) -> Iterator[Callable[[int, int | None], None]]:
+        seen.append((title, unit))
+        yield lambda done, total: seen.append((done, total))
+
+    made = CaptionData(str(tiny.shards(tmp_path, 3)), workers=0)
+    made.attach(WORDS, 32, progress)
+    made.setup("fit")
+    assert seen == [("Check of data.train", "images"), (0, 3), (1, 3), (2, 3)]
 
 
 def test_features_stand_in_for_pixels(tmp_path: Path) -> None:
@@ -231,3 +257,11 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
     tiny.shards(tmp_path, 6, per_shard=2)
     paths = expand([str(tmp_path / "*.tar")])
     assert len(paths) == 3 and paths == sorted(paths) and Manifest.of(paths).total == 6
+
+
+def test_a_path_that_exists_is_no_pattern(tmp_path: Path) -> None:
+    (tmp_path / "a[1].tar").write_bytes(b"")
+    (tmp_path / "a1.tar").write_bytes(b"")
+    assert expand(str(tmp_path / "a[1].tar")) == [str(tmp_path / "a[1].tar")]
+    (tmp_path / "a[1].tar").unlink()
+    assert expand(str(tmp_path / "a[1].tar")) == [str(tmp_path / "a1.tar")]

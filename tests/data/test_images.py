@@ -5,6 +5,7 @@ import struct
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from pictures import encode, picture
 from PIL import Image, ImageFile
 
-from mm.data.images import IMAGE_REASONS, decode_image, open_image, read_image, sniff_suffix
+from mm.data.images import IMAGE_REASONS, check_image, decode_image, open_image, read_image, sniff_suffix
 from mm.errors import ImageError, UsageError
 
 FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "PPM": "ppm"}
@@ -241,3 +242,19 @@ def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
     with pytest.raises(ImageError) as caught:
         read_image(path)
     assert caught.value.reason == "too many pixels"
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF"])
+def test_a_check_finds_what_decoding_finds(image_format: str) -> None:
+    buffer = BytesIO()
+    Image.effect_noise((200, 120), 60).convert("RGB").save(buffer, image_format)
+    whole = buffer.getvalue()
+    check_image(whole)
+    for kept in (0, 3, 40, len(whole) // 2, len(whole) - 40):
+        with pytest.raises(ImageError) as checked:
+            check_image(whole[:kept], "a.jpg")
+        with pytest.raises(ImageError) as decoded:
+            decode_image(whole[:kept], "a.jpg")
+        assert checked.value.reason == decoded.value.reason
+    with pytest.raises(ImageError, match="over the limit"):
+        check_image(whole, max_pixels=100)

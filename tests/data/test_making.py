@@ -108,6 +108,15 @@ def test_table(tmp_path: Path, suffix: str, comma: str) -> None:
     assert "line 7" in bad["images/d.png"].detail
 
 
+def test_other_columns_are_metadata_that_reads_back(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture())
+    (tmp_path / "t.csv").write_text("image,caption,,,captions_source\na.png,a dog,1,2,web\n")
+    manifest = write_shards(samples_from(tmp_path / "t.csv"), tmp_path / "out")
+    (sample,) = read_shard(manifest.shards[0].path)
+    assert isinstance(sample, Sample)
+    assert (sample.captions, sample.metadata) == ({"en": ["a dog"]}, {"captions_source": "web"})
+
+
 def test_rows_with_too_many_cells(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(picture())
     (tmp_path / "t.csv").write_text("image,caption\na.png,a dog, on grass\n")
@@ -122,6 +131,14 @@ def test_rows_with_too_many_cells(tmp_path: Path) -> None:
         ("t.csv", b"file,caption\na.png,x\n", r"no column 'image' \(columns: file, caption\)"),
         ("t.csv", b"image,text\na.png,x\n", "no column 'caption'"),
         ("t.csv", b"image,caption\n", "no rows"),
+        (
+            "t.csv",
+            b"image,caption,captions\na.png,x,y\n",
+            "a column 'captions'; .* 'caption' and 'en' in .* 'language'",
+        ),
+        ("t.tsv", b"image\tcaptions_zh\na.png\tx\n", "a column 'captions_zh'; .* 'caption' and 'zh' in .* 'language'"),
+        ("t.csv", b"image,caption,caption\na.png,x,y\n", "the column 'caption' twice"),
+        ("t.csv", b"image,caption,width,width\na.png,x,1,2\n", "the column 'width' twice"),
         ("t.csv", b"image,caption\na.png," + b"x" * 200_000, "line"),
         ("t.xlsx", b"PK", "isn't a folder"),
         ("nowhere/t.csv", None, "doesn't exist"),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mm.data.samples import Rejection, Sample, Tally, caption_document, parse_captions, printable
+from mm.data.samples import Rejection, Sample, Tally, caption_document, caption_language, parse_captions, printable
 from mm.errors import DataError
 
 
@@ -38,6 +38,21 @@ def test_only_language_codes_are_captions() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "language"),
+    [
+        ("captions", "en"),
+        ("captions_en", "en"),
+        ("captions_pt-BR", "pt-BR"),
+        ("caption", None),
+        ("captions_", None),
+        ("captions_model_name", None),
+    ],
+)
+def test_fields_that_hold_captions(name: str, language: str | None) -> None:
+    assert caption_language(name) == language
+
+
+@pytest.mark.parametrize(
     ("text", "document", "reason"),
     [
         (b"caf\xe9", None, "caption is not UTF-8"),
@@ -45,6 +60,8 @@ def test_only_language_codes_are_captions() -> None:
         (None, b'{"captions": ["\\ud800"]}', "caption is not UTF-8"),
         (None, b"{", "caption file is not JSON"),
         (None, b"", "caption file is not JSON"),
+        (None, b'{"captions": ["a dog"], "width": NaN}', "caption file is not JSON"),
+        (None, b'{"captions": ["a dog"], "width": 1e999}', "caption file is not JSON"),
         (None, b"[" * 100_000, "caption file is not JSON"),
         (None, b"[1]", "caption file is not a JSON object"),
         (None, as_json({"captions": "one"}), "captions are not a list of strings"),
@@ -81,6 +98,9 @@ def test_captions_read_back_as_written(captions: dict[str, list[str]], metadata:
         (Sample("k", "s", b"", {"English": ["x"]}), "unknown caption language"),
         (Sample("k", "s", b"", {"en": ["\ud800"]}), "caption is not UTF-8"),
         (Sample("k", "s", b"", {}, {"a": {1, 2}}), "metadata is not JSON"),
+        (Sample("k", "s", b"", {"en": ["x"]}, {"captions": "y"}), "metadata named like captions"),
+        (Sample("k", "s", b"", {"zh": ["x"]}, {"captions_zh": ["y"]}), "metadata named like captions"),
+        (Sample("k", "s", b"", {}, {"captions_en": ["y"]}), "metadata named like captions"),
     ],
 )
 def test_captions_that_cannot_be_written(sample: Sample, reason: str) -> None:

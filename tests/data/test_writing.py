@@ -104,6 +104,14 @@ def test_rejections_are_tallied_or_raised(tmp_path: Path) -> None:
     assert list((tmp_path / "c").iterdir()) == []
 
 
+def test_metadata_named_like_captions_is_rejected_not_lost(tmp_path: Path) -> None:
+    clash = Sample("a", "photos/a.png", picture(), {"en": ["a dog"]}, {"captions_zh": "一只狗"})
+    tally = Tally()
+    manifest = write_shards([clash, *some_samples(1)], tmp_path / "out", tally=tally)
+    assert (manifest.total, tally.by_reason()) == (1, {"metadata named like captions": 1})
+    assert "'captions_zh'" in tally.rejections[0].detail
+
+
 def never() -> Iterator[Sample]:
     raise AssertionError("read before the output was checked")
     yield

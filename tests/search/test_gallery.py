@@ -227,7 +227,7 @@ def test_the_recorded_model_is_loaded_when_needed(gallery: Gallery, monkeypatch:
 
     loaded: list[str] = []
 
-    def load(name: str) -> ColourEmbedder:
+    def load(name: str, device: str | None = None) -> ColourEmbedder:
         loaded.append(name)
         if name != "colours":
             raise GalleryError(f"no model {name}")
@@ -258,8 +258,57 @@ def test_an_empty_gallery_finds_nothing(tmp_path: Path) -> None:
         assert list(gallery.items()) == []
         assert gallery.verify() == []
         assert gallery.model is None
-        with pytest.raises(GalleryError, match="say which model"):
-            gallery.add([entry("red")])
+
+
+def loading(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
+    """Makes ``mm.load`` give a model of colours, and return a list of what it will be called with."""
+    import mm
+
+    calls: list[tuple[str, str | None]] = []
+
+    def load(name: str = "default", device: str | None = None) -> ColourEmbedder:
+        calls.append((name, device))
+        if device == "abacus":
+            raise OptionError("device 'abacus' can't be used")
+        return ColourEmbedder(name)
+
+    monkeypatch.setitem(vars(mm), "load", load)
+    return calls
+
+
+def test_an_empty_gallery_takes_the_default_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = loading(monkeypatch)
+    for _ in range(2):
+        with Gallery.open(tmp_path / "g", create=True) as gallery:
+            assert gallery.model is None
+    with Gallery.open(tmp_path / "g") as gallery:
+        assert calls == []
+        gallery.add([entry("red")])
+        assert gallery.model is not None and gallery.model.name == "default"
+    assert calls == [("default", None)]
+
+
+def test_a_device_goes_to_the_model_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = loading(monkeypatch)
+    for name in ("colours", None):
+        with pytest.raises(OptionError, match="abacus"):
+            Gallery.open(tmp_path / "g", name, create=True, device="abacus")
+        assert not (tmp_path / "g").exists()
+    with Gallery.open(tmp_path / "g", "colours", create=True, device="cpu") as gallery:
+        gallery.add([entry("red")])
+    calls.clear()
+    with Gallery.open(tmp_path / "g", device="cpu"):
+        assert calls == [("colours", "cpu")]
+    for name in ("colours", None):
+        with pytest.raises(OptionError, match="abacus"):
+            Gallery.open(tmp_path / "g", name, device="abacus")
+
+
+def test_a_wrong_name_is_found_at_once_in_an_empty_gallery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = loading(monkeypatch)
+    for _ in range(2):
+        Gallery.open(tmp_path / "g", "colours", create=True).close()
+    assert calls == [("colours", None)] * 2
 
 
 def test_a_gallery_emptied_again_finds_nothing(gallery: Gallery) -> None:
