@@ -219,7 +219,7 @@ def test_a_tiny_model_overfits_four_samples_and_captions_them_exactly(tmp_path: 
         optimizer=OptimizerSettings(learning_rate=4e-3, vision_scale=1.0, weight_decay=0.0),
     )
     data = made_data(tmp_path, train=str(tmp_path / "four"), val=None, captions={"en": 1, "zh": 1}, views=1)
-    options = {"callbacks": [], "enable_checkpointing": False, "max_epochs": 80}
+    options = {"callbacks": [], "enable_checkpointing": False, "max_epochs": 160}
     # One caption per image and language, so that there is one right answer.
     first = {name: {code: known[:1] for code, known in tiny.captions(name).items()} for name in tiny.COLOURS}
     data.attach(module.tokenizer, 32)
