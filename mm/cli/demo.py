@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mm.search.report import Match, Search
 
 SAMPLES = Path(__file__).parent.parent.parent / "data" / "samples"
-SEARCHES = ("a smiling woman", "a man with a camera", "an animal in the leaves")
+SEARCHES = ("a woman in a uniform", "a photographer with a camera", "stars in the night sky")
 LANGUAGES = {"en": "English", "zh": "Chinese"}
 
 
