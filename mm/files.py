@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import BinaryIO
+
+from mm.errors import OutputError
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file under a temporary name, syncs it, renames it: a crash leaves the old file or the new one.
+    """Writes a file that appears whole or not at all, as ``whole_file`` does.
 
     Args:
         path: the file; one that is there already is replaced.
@@ -16,10 +22,26 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         OSError: it can't be written; what was there before is untouched.
     """
+    with whole_file(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file to write under a temporary name beside it, and when the block ends syncs and renames it.
+
+    A crash leaves the old file or the new one; a block that fails leaves the old one.
+
+    Args:
+        path: the file; one that is there already is replaced.
+
+    Raises:
+        OSError: it can't be written; what was there before is untouched.
+    """
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -41,3 +63,21 @@ def sync_folder(folder: Path) -> None:
         pass
     finally:
         os.close(descriptor)
+
+
+def make_folder(folder: Path, name: str | None = None) -> None:
+    """Makes a folder with its parents, and makes sure that files can be written into it.
+
+    Args:
+        folder: it may be there already.
+        name: what to call it in the message; its path if None.
+
+    Raises:
+        OutputError: it can't be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(f"{name or folder}: can't be written ({error.strerror})") from error

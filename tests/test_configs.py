@@ -99,3 +99,10 @@ def test_every_config_runs_two_steps(path: Path, tmp_path: Path, capsys: pytest.
         assert main(validate) == 0
         figures = json.loads(capsys.readouterr().out)
         assert {"val/CIDEr", "val/BLEU-4", "val/text_to_image_R@10"} <= figures.keys()
+        best = ["validate", *command(path)[1:], *arguments, "--ckpt_path=best", "--json"]
+        assert main(best) == 0
+        other = ["fit", *command(path)[1:], *arguments, "--ckpt_path=last", "--model.architecture.width=64"]
+        capsys.readouterr()
+        assert main(other) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert "is of another model than the configuration: width 32 instead of 64" in said

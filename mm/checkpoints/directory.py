@@ -131,6 +131,26 @@ def load_directory(folder: str | Path) -> Loaded:
     from safetensors.torch import load
 
     folder = Path(folder)
+    config = read_config(folder)
+    weights = folder / "model.safetensors"
+    try:
+        content = weights.read_bytes()
+        state = load(content)
+    except OSError as error:
+        raise CheckpointError(f"{weights}: can't be read ({error.strerror})") from error
+    except SafetensorError as error:
+        raise CheckpointError(f"{weights}: damaged or not safetensors ({first_line(error)})") from error
+    tokenizer = Tokenizer.read(folder / "tokenizer.json")
+    source = str(folder / "config.json")
+    return _assemble(config.get("architecture"), tokenizer, state, content, source, str(weights))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Reads the ``config.json`` of a model directory of mm.
+
+    Raises:
+        CheckpointError: it is missing or damaged, or another kind of model's.
+    """
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -141,16 +161,7 @@ def load_directory(folder: str | Path) -> Loaded:
     if not isinstance(config, dict) or config.get("model_type") != KIND:
         kind = config.get("model_type") if isinstance(config, dict) else None
         raise CheckpointError(f"{path}: model_type is {kind!r}; only {KIND!r} can be loaded")
-    weights = folder / "model.safetensors"
-    try:
-        content = weights.read_bytes()
-        state = load(content)
-    except OSError as error:
-        raise CheckpointError(f"{weights}: can't be read ({error.strerror})") from error
-    except SafetensorError as error:
-        raise CheckpointError(f"{weights}: damaged or not safetensors ({first_line(error)})") from error
-    tokenizer = Tokenizer.read(folder / "tokenizer.json")
-    return _assemble(config.get("architecture"), tokenizer, state, content, str(path), str(weights))
+    return config
 
 
 def load_checkpoint(path: str | Path) -> Loaded:
@@ -160,9 +171,28 @@ def load_checkpoint(path: str | Path) -> Loaded:
         CheckpointError: it can't be read, holds more than plain data and tensors, or isn't of mm.
     """
     path = Path(path)
+    checkpoint = read_checkpoint(path)
+    own = checkpoint["mm"]
+    tokenizer = Tokenizer.from_json(own["tokenizer"], str(path))
+    state = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if str(k).startswith("model.")}
+    return _assemble(own.get("architecture"), tokenizer, state, path.read_bytes(), str(path), str(path))
+
+
+def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+    """Reads a training checkpoint of ``mm fit`` as it is.
+
+    Args:
+        path: the file.
+        mmap: whether to leave the weights on disk until they are used.
+
+    Returns:
+        What Lightning saved; ``mm`` holds the architecture's numbers and the tokenizer, ``state_dict`` the weights.
+
+    Raises:
+        CheckpointError: it can't be read, holds more than plain data and tensors, or isn't of mm.
+    """
     try:
-        content = path.read_bytes()
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read ({error.strerror})") from error
     except Exception as error:  # torch raises several kinds for damaged files
@@ -171,9 +201,7 @@ def load_checkpoint(path: str | Path) -> Loaded:
     weights = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(own, dict) or not isinstance(own.get("tokenizer"), str) or not isinstance(weights, dict):
         raise CheckpointError(f"{path}: not a training checkpoint of mm; 'mm fit' writes those")
-    tokenizer = Tokenizer.from_json(own["tokenizer"], str(path))
-    state = {k.removeprefix("model."): v for k, v in weights.items() if str(k).startswith("model.")}
-    return _assemble(own.get("architecture"), tokenizer, state, content, str(path), str(path))
+    return checkpoint
 
 
 def first_line(error: BaseException) -> str:

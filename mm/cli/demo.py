@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from mm.cli import common
 from mm.data.samples import Sample, Tally
 from mm.data.sources import iter_images, resolve_sources
-from mm.errors import DataError, OutputError, UsageError
+from mm.errors import DataError, UsageError
+from mm.files import make_folder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -93,12 +94,8 @@ def run(arguments: Sequence[str], program: str) -> int:
 @contextmanager
 def _temporary_folder(output: Path) -> Iterator[Path]:
     """Makes the output folder, and within it one that is gone when the block ends."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        temporary = TemporaryDirectory(prefix="gallery-", dir=output)
-    except OSError as error:
-        raise OutputError(f"{output}: can't be written ({error.strerror})") from error
-    with temporary as name:
+    make_folder(output)
+    with TemporaryDirectory(prefix="gallery-", dir=output) as name:
         yield Path(name)
 
 

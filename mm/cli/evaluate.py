@@ -45,7 +45,7 @@ def run(arguments: Sequence[str], program: str) -> int:
     tally, problem = Tally(), None
     if options.task == "captioning":
         rows = _captions(model, samples, tally, total, options, config)
-        if rows and options.output is not None:
+        if options.output is not None:
             problem = _write(options.output, rows)
         figures = _scores(rows, options)
     else:

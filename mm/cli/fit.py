@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import tempfile
 import warnings
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace
 from lightning import Trainer
+from lightning.pytorch.callbacks import Callback, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from mm.checkpoints.directory import read_checkpoint
 from mm.cli.common import add_json, print_json, wrong_use
 from mm.data.datamodule import CaptionData
-from mm.errors import CheckpointError, OutputError, UsageError
+from mm.errors import UsageError
+from mm.files import make_folder
 from mm.progress import progress
+from mm.training.callbacks import WholeCheckpoints
 from mm.training.memory import keep_large_allocations
 from mm.training.module import VisionLanguageTraining
 
@@ -37,15 +39,22 @@ class TrainingCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer, with CSV and TensorBoard logs unless the configuration names other loggers."""
-        config = self.settings.trainer
-        root = Path(config.default_root_dir or "runs")
+        config, root = self.settings.trainer, self.root
         if not config.fast_dev_run:
-            _check_folder(root)
+            make_folder(root, f"trainer.default_root_dir {root}")
         if config.logger in (None, True) and not config.fast_dev_run:
             kwargs["logger"] = [CSVLogger(root, name="csv"), TensorBoardLogger(root, name="tensorboard")]
+        if config.plugins is None:
+            kwargs["plugins"] = [WholeCheckpoints()]
         if self.settings.json:
             kwargs |= {"enable_progress_bar": False, "enable_model_summary": False}
         return super().instantiate_trainer(**kwargs)
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        if self.settings.json and config.get("callbacks"):
+            noisy = ProgressBar, ModelSummary
+            config["callbacks"] = [callback for callback in config["callbacks"] if not isinstance(callback, noisy)]
+        return super()._instantiate_trainer(config, callbacks)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds ``--json``."""
@@ -56,18 +65,31 @@ class TrainingCLI(LightningCLI):
         """What the command was told."""
         return self.config[self.config["subcommand"]]
 
+    @property
+    def root(self) -> Path:
+        """Where everything of a run goes."""
+        return Path(self.settings.trainer.default_root_dir or "runs")
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses; checks the checkpoint to go on from, which Lightning reads next; keeps tables out of JSON."""
+        """Parses; finds and checks the checkpoint to go on from, which Lightning reads next."""
         super().parse_arguments(parser, args)
-        if path := self.settings.get("ckpt_path"):
-            _check_checkpoint(str(path))
+        self.kept: dict[str, Any] | None = None
+        if name := self.settings.get("ckpt_path"):
+            path = _find_checkpoint(str(name), self.root)
+            if path.is_file() or name != "last":  # without a last one, training begins
+                self.kept = read_checkpoint(path, mmap=True)["mm"]
+                self.settings.ckpt_path = str(path)
         if self.settings.json and "verbose" in self.settings:
             self.settings.verbose = False
 
     def instantiate_classes(self) -> None:
         """Builds model, data and trainer, and attaches the tokenizer and image size to the data."""
         super().instantiate_classes()
-        self.datamodule.attach(self.model.tokenizer, self.model.architecture.image_size, progress)
+        if self.kept is not None:
+            self.model.check_same(self.kept, f"--ckpt_path {self.settings.ckpt_path}")
+        self.datamodule.attach(
+            self.model.tokenizer, self.model.architecture.image_size, self.model.validation.language, progress
+        )
 
     def report(self) -> None:
         """Prints the last figures as one JSON object, where that was asked for."""
@@ -75,22 +97,13 @@ class TrainingCLI(LightningCLI):
             print_json({name: float(value) for name, value in self.trainer.callback_metrics.items()})
 
 
-def _check_checkpoint(path: str) -> None:
-    if path in ("last", "best", "hpc"):  # Lightning's names for those it finds itself
-        return
-    if not Path(path).is_file():
-        raise UsageError(f"--ckpt_path {path}: no such file; 'last' goes on from where the last run was stopped")
-    if not zipfile.is_zipfile(path):
-        raise CheckpointError(f"--ckpt_path {path}: damaged, or not a training checkpoint of mm")
-
-
-def _check_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise OutputError(f"trainer.default_root_dir {path}: can't be written ({error.strerror})") from error
+def _find_checkpoint(name: str, root: Path) -> Path:
+    """Finds the checkpoint that ``--ckpt_path`` names: a file, or ``last`` or ``best`` under ``default_root_dir``."""
+    if name in ("last", "best"):
+        return root / "checkpoints" / f"{name}.ckpt"
+    if not Path(name).is_file():
+        raise UsageError(f"--ckpt_path {name}: no such file; 'last' goes on from where the last run was stopped")
+    return Path(name)
 
 
 def run(arguments: Sequence[str], program: str) -> int:

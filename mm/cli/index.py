@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from mm.cli import common
-from mm.data.samples import Rejection, Sample
-from mm.data.sources import Source, count_images, iter_images, read_image_file, resolve_sources
+from mm.data.sources import count_images, iter_images, resolve_sources
 from mm.search import Gallery
 from mm.search.indexing import index_samples
 
@@ -38,7 +37,7 @@ def run(arguments: Sequence[str], program: str) -> int:
         total = count_images(sources)
         tally = index_samples(
             gallery,
-            _with_captions(sources),
+            iter_images(sources, captions=True),
             options.batch_size,
             options.max_pixels,
             lambda so_far: update(so_far.seen, total),
@@ -52,12 +51,3 @@ def run(arguments: Sequence[str], program: str) -> int:
         "images in the gallery": size,
     }
     return common.report(str(options.gallery), figures, tally, as_json=options.json)
-
-
-def _with_captions(sources: Iterable[Source]) -> Iterator[Sample | Rejection]:
-    """Reads images with the captions in their shards or beside their files, where there are any."""
-    for source in sources:
-        if source.is_shard or source.problem is not None:
-            yield from iter_images([source])
-        else:
-            yield read_image_file(source.path, source.key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 from mm.cli import common
 from mm.data.samples import Rejection, Tally, printable
-from mm.errors import DataError, MMError, UsageError
+from mm.errors import CheckpointError, DataError, UsageError
 
 FORMS = (
     ("DIRECTORY", "a model directory, such as 'mm export' writes", "caption, embed, match"),
@@ -20,9 +20,8 @@ FORMS = (
     ("open_clip:ARCHITECTURE/FILE", "a CLIP model of open_clip from a local file of weights", "embed"),
 )
 DAMAGED = "damaged"
-FOREIGN = "not a model of mm"
 MISSING = "missing file"
-UNREADABLE = "unreadable checkpoint"
+UNREADABLE = "not a model of mm, or damaged"
 
 
 def run(arguments: Sequence[str], program: str) -> int:
@@ -95,24 +94,20 @@ def print_models(title: str, models: Sequence[dict[str, Any]]) -> None:
 
 def _find(folder: Path) -> Iterator[Path]:
     for path in (folder, *sorted(folder.rglob("*"))):
-        if (path / "model.safetensors").is_file() or (path.suffix == ".ckpt" and path.is_file()):
-            yield path
+        with contextlib.suppress(PermissionError):  # a folder that can't be looked into holds nothing to load
+            if (path / "model.safetensors").is_file() or (path.suffix == ".ckpt" and path.is_file()):
+                yield path
 
 
 def _describe_directory(folder: Path) -> dict[str, Any]:
     from safetensors import safe_open
 
-    from mm.checkpoints.directory import KIND, first_line
+    from mm.checkpoints.directory import first_line, read_config
 
-    if not (folder / "config.json").is_file():
-        raise DataError("config.json is missing; a model directory has one", MISSING)
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind = config.get("model_type") if isinstance(config, dict) else None
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"config.json can't be read ({first_line(error)})", DAMAGED) from error
-    if kind != KIND:
-        raise DataError(f"model_type in config.json is {kind!r}; only {KIND!r} can be loaded", FOREIGN)
+        config = read_config(folder)
+    except CheckpointError as error:
+        raise DataError(str(error), UNREADABLE) from error
     if not (folder / "tokenizer.json").is_file():
         raise DataError("tokenizer.json is missing; a model directory has one", MISSING)
     weights = folder / "model.safetensors"
@@ -132,21 +127,18 @@ def _describe_directory(folder: Path) -> dict[str, Any]:
 def _describe_checkpoint(path: Path) -> dict[str, Any]:
     import torch
 
-    from mm.checkpoints.directory import first_line
+    from mm.checkpoints.directory import read_checkpoint
     from mm.data.tokenizer import Tokenizer
 
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises several kinds for damaged and foreign files
-        raise DataError(f"can't be read as a training checkpoint ({first_line(error)})", UNREADABLE) from error
-    own = checkpoint.get("mm") if isinstance(checkpoint, dict) else None
-    weights = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
-    if not isinstance(own, dict) or not isinstance(own.get("tokenizer"), str) or not isinstance(weights, dict):
-        raise DataError("isn't a training checkpoint of mm; 'mm fit' writes those", FOREIGN)
-    try:
-        languages = list(Tokenizer.from_json(own["tokenizer"], "its tokenizer").languages)
-    except MMError as error:
-        raise DataError(str(error), DAMAGED) from error
-    model = [value for name, value in weights.items() if str(name).startswith("model.") and torch.is_tensor(value)]
+        checkpoint = read_checkpoint(path, mmap=True)
+        languages = list(Tokenizer.from_json(checkpoint["mm"]["tokenizer"], "its tokenizer").languages)
+    except CheckpointError as error:
+        raise DataError(str(error), UNREADABLE) from error
+    model = [
+        value
+        for name, value in checkpoint["state_dict"].items()
+        if str(name).startswith("model.") and torch.is_tensor(value)
+    ]
     shared = {value.data_ptr(): value.numel() for value in model}  # several parts share one tensor
     return {"languages": languages, "parameters": sum(shared.values()), "bytes": path.stat().st_size}

@@ -9,8 +9,7 @@ from mm.cli import common
 from mm.data.manifest import Manifest
 from mm.data.samples import Tally
 from mm.data.tokenizer import Tokenizer, clean_caption
-from mm.errors import OutputError
-from mm.files import write_whole
+from mm.files import make_folder, write_whole
 
 
 def run(arguments: Sequence[str], program: str) -> int:
@@ -20,13 +19,15 @@ def run(arguments: Sequence[str], program: str) -> int:
     parser.add_argument("--output", required=True, type=Path, help="the tokenizer.json to write")
     parser.add_argument("--vocabulary", type=int, default=5000, help="number of tokens")
     parser.add_argument("--languages", nargs="+", default=["en", "zh"], help="languages, one first token each")
+    common.add_json(parser)
     options = common.parse(parser, arguments)
     Tokenizer.train([], options.vocabulary, options.languages)  # options that can't be met end here
 
     from mm.data.datamodule import expand
 
     manifest = Manifest.of(expand(options.data))
-    _prepare(options.output)
+    make_folder(options.output.parent)
+    common.check_writable(options.output)
 
     tally = Tally()
     texts = [
@@ -35,24 +36,15 @@ def run(arguments: Sequence[str], program: str) -> int:
         for language in options.languages
         for text in sample.captions.get(language, [])
     ]
-    problem = None
+    figures, problem = {"tokens": 0, "captions": len(texts), "rejected": tally.rejected}, None
     if texts:
         tokenizer = Tokenizer.train(texts, options.vocabulary, options.languages)
         try:
             write_whole(options.output, tokenizer.to_json().encode())
-            print(f"{options.output}: {len(tokenizer)} tokens from {len(texts)} captions")
+            figures["tokens"] = len(tokenizer)
         except OSError as error:
             problem = f"{program}: {options.output}: can't be written ({error.strerror})"
     else:
         wanted = " or ".join(options.languages)
         problem = f"{program}: {' '.join(options.data)}: no captions in {wanted} to learn from"
-    return common.report_rejections(tally, problem)
-
-
-def _prepare(output: Path) -> None:
-    """Makes the folder of the output, and makes sure that the output can be written."""
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{output}: can't be written ({error.strerror})") from error
-    common.check_writable(output)
+    return common.report(str(options.output), figures, tally, as_json=options.json, problem=problem)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import glob
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -102,18 +103,20 @@ class CaptionData(L.LightningDataModule):
         self.seed = seed
         self.val_batch_size = val_batch_size
         self.tallies: dict[str, Tally] = {}
-        self.languages: dict[str, set[str]] = {}
         self._train: TrainingSet | None = None
         self._evaluation: dict[str, EvaluationSet] = {}
         self._loader: ResumableLoader | None = None
         self._position = 0
 
-    def attach(self, tokenizer: Tokenizer, image_size: int, progress: Watch = _unwatched) -> None:
+    def attach(
+        self, tokenizer: Tokenizer, image_size: int, language: str | None = None, progress: Watch = _unwatched
+    ) -> None:
         """Takes what depends on the model, and on who is watching.
 
         Args:
             tokenizer: the model's.
             image_size: side of the model's images in pixels.
+            language: of the captions that images of validation and test need; None for none.
             progress: shows how far a long check is, as ``mm.progress.progress`` does.
 
         Raises:
@@ -126,6 +129,7 @@ class CaptionData(L.LightningDataModule):
         self.tokenizer = tokenizer
         self.transform = ImageTransform(image_size, self.crop)
         self._progress = progress
+        self._evaluated = None if language is None else [language]
 
     def setup(self, stage: str) -> None:
         """Indexes the shards that a stage needs.
@@ -150,32 +154,23 @@ class CaptionData(L.LightningDataModule):
             )
         for split in {"fit": ["val"], "validate": ["val"], "test": ["test"]}.get(stage, []):
             if split not in self._evaluation and (stage != "fit" or self.sources[split] is not None):
-                self._evaluation[split] = EvaluationSet(*self._open(split, None), self.transform)
+                self._evaluation[split] = EvaluationSet(*self._open(split, self._evaluated), self.transform)
 
-    def _open(self, split: str, languages: Mapping[str, int] | None) -> tuple[IndexedShards, list[int]]:
+    def _open(self, split: str, languages: Collection[str] | None) -> tuple[IndexedShards, list[int]]:
         sources = self.sources[split]
         if sources is None:
             raise UsageError(f"data.{split} isn't set; give the folder, shard or pattern of shards to use")
         shards = IndexedShards(Manifest.of(expand(sources)))
         tally, usable = Tally(), []
-        known: set[str] = set()
-        for problem in shards.problems:
-            tally.reject(problem)
-        for index in self._watched(f"Check of data.{split}", len(shards)):
-            try:
-                sample = shards[index]
-                check_image(sample.image, sample.source)
-                if languages is not None and not any(sample.captions.get(language) for language in languages):
-                    raise DataError(f"{sample.source}: no caption in {' or '.join(languages)}", "missing caption")
-            except ShardError:
-                continue  # counted among the shards' problems
-            except DataError as error:
-                tally.reject(Rejection.of(error, split, shards.keys[index]))
-            else:
+        for damage in shards.problems:
+            tally.reject(damage)
+        for index, problem in self._examined(split, shards, languages):
+            if problem is None:
                 usable.append(index)
-                known.update(language for language, texts in sample.captions.items() if texts)
+            elif not isinstance(problem, ShardError):  # those are counted among the shards' problems
+                tally.reject(Rejection.of(problem, split, shards.keys[index]))
         tally.use(len(usable))
-        self.tallies[split], self.languages[split] = tally, known
+        self.tallies[split] = tally
         for rejection in tally.rejections:
             log.warning("data.%s: rejected: %s: %s", split, rejection.reason, rejection.detail)
         if not usable:
@@ -186,11 +181,27 @@ class CaptionData(L.LightningDataModule):
             )
         return shards, usable
 
-    def _watched(self, title: str, count: int) -> Iterator[int]:
-        with self._progress(title, "images") as update:
-            for number in range(count):
-                update(number, count)
-                yield number
+    def _examined(
+        self, split: str, shards: IndexedShards, languages: Collection[str] | None
+    ) -> Iterator[tuple[int, DataError | None]]:
+        """Decodes every image, several at a time; gives each index with what is wrong with its sample, if anything."""
+
+        def examine(index: int) -> DataError | None:
+            try:
+                sample = shards[index]
+                check_image(sample.image, sample.source)
+            except DataError as error:
+                return error
+            if languages is None or any(sample.captions.get(language) for language in languages):
+                return None
+            return DataError(f"{sample.source}: no caption in {' or '.join(languages)}", "missing caption")
+
+        count, step = len(shards), 256
+        with self._progress(f"Check of data.{split}", "images") as update, ThreadPoolExecutor() as pool:
+            for start in range(0, count, step):
+                update(start, count)
+                some = range(start, min(start + step, count))
+                yield from zip(some, pool.map(examine, some), strict=True)
 
     def keep_features(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -201,10 +202,15 @@ def _decode(data: bytes, name: str) -> str:
         ) from None
 
 
+def _number(text: str) -> float | None:
+    """Reads a number; what JSON can't hold again, such as the NaN that Python writes, is null."""
+    value = float(text)
+    return value if math.isfinite(value) else None
+
+
 def _json_object(data: bytes, name: str) -> dict[str, Any]:
     try:
-        document = json.loads(_decode(data, f"{name}.json"))
-        json.dumps(document, allow_nan=False)  # Python reads NaN and Infinity, which aren't JSON
+        document = json.loads(_decode(data, f"{name}.json"), parse_float=_number, parse_constant=_number)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{name}.json: isn't valid JSON: {error}", "caption file is not JSON") from None
     if not isinstance(document, dict):

@@ -87,8 +87,7 @@ def iter_images(
 
     Args:
         sources: paths, or what ``resolve_sources`` made of them.
-        captions: whether captions are needed: those beside image files are read, and an image without any is
-            rejected. Captions in shards are read in any case.
+        captions: whether captions beside image files are read, where there are any. Those in shards are in any case.
 
     Raises:
         UsageError: as ``resolve_sources`` does, at once.
@@ -99,14 +98,13 @@ def iter_images(
     return _read_all(resolved, captions)
 
 
-def read_image_file(path: Path, key: str, captions: bool = True, required: bool = False) -> Sample | Rejection:
+def read_image_file(path: Path, key: str, captions: bool = True) -> Sample | Rejection:
     """Reads an image file and the caption files beside it, ``name.txt`` and ``name.json``.
 
     Args:
         path: the image file.
         key: the sample's key.
         captions: whether to read captions.
-        required: whether an image without captions is rejected.
     """
     source = printable(str(path))
     try:
@@ -116,8 +114,6 @@ def read_image_file(path: Path, key: str, captions: bool = True, required: bool 
         texts, metadata = parse_captions(
             _beside(path, ".txt"), _beside(path, ".json"), printable(str(path.with_suffix("")))
         )
-        if required and not texts:
-            raise DataError(f"{source}: has no caption; put it in {printable(path.stem)}.txt", "missing caption")
         return Sample(key, source, image, texts, metadata)
     except UsageError as error:
         return Rejection(source, key, "missing file", str(error))
@@ -206,9 +202,9 @@ def _read_all(sources: list[Source], captions: bool) -> Iterator[Sample | Reject
         if source.problem is not None:
             yield source.problem
         elif source.is_shard:
-            yield from read_shard(source.path, source.expected, captions)
+            yield from read_shard(source.path, source.expected)
         else:
-            yield read_image_file(source.path, source.key, captions, required=captions)
+            yield read_image_file(source.path, source.key, captions)
 
 
 def _beside(path: Path, suffix: str) -> bytes | None:

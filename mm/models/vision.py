@@ -1,9 +1,9 @@
 """Vision encoders: from pixels to image tokens.
 
-Every encoder has ``width`` (D of its tokens), ``prefix_tokens`` (how many tokens, the first of which sums up the whole
-image, come before those of the patches) and two halves, ``frozen`` and ``tokens``, whose composition is ``forward``.
-What ``frozen`` returns doesn't change while the encoder trains, so that training may keep it instead of computing it
-again.
+Every encoder has ``width`` (D of its tokens), ``prefix_tokens`` (how many tokens come before those of the patches),
+``has_summary`` (whether the first of these sums up the whole image) and two halves, ``frozen`` and ``tokens``, whose
+composition is ``forward``. What ``frozen`` returns doesn't change while the encoder trains, so that training may keep
+it instead of computing it again.
 """
 
 from __future__ import annotations
@@ -90,6 +90,7 @@ class TimmViT(nn.Module):
             self.model.attn_pool = None  # pools tokens into one; here all of them are used
         self.width: int = self.model.num_features
         self.prefix_tokens: int = getattr(self.model, "num_prefix_tokens", 0)
+        self.has_summary: bool = getattr(self.model, "has_class_token", self.prefix_tokens == 1)
         with torch.no_grad():
             try:
                 shape = self.model.eval().forward_features(torch.zeros(1, 3, image_size, image_size)).shape
@@ -193,8 +194,8 @@ def _run(stages: nn.Sequential, x: Tensor) -> Tensor:
 class HybridViT(nn.Module):
     """A convolutional stem whose feature map is the patches of a few transformer blocks (ViT, arXiv:2010.11929).
 
-    The first token sums up the image: it is a linear map of the stem's pooled features, which pretraining on ImageNet
-    made to tell images apart, and passes the blocks by.
+    The first token sums up the image: it is a normalized linear map of the stem's pooled features, which pretraining on
+    ImageNet made to tell images apart, and passes the blocks by.
 
     Args:
         stem: the convolutional network.
@@ -208,6 +209,7 @@ class HybridViT(nn.Module):
     """
 
     prefix_tokens = 1
+    has_summary = True
 
     def __init__(
         self,

@@ -59,7 +59,8 @@ class VisionLanguageModel(nn.Module):
         self.special = special
         self.embedding_width = embedding_width
         self.prefix_tokens = int(vision.prefix_tokens)  # type: ignore[arg-type]
-        parts = 2 if self.prefix_tokens else 1
+        self.has_summary = bool(vision.has_summary)
+        parts = 2 if self.has_summary else 1
         self.image_projection = nn.Linear(parts * int(vision.width), embedding_width)  # type: ignore[arg-type]
         self.text_projection = nn.Linear(text_encoder.width, embedding_width)
         self.match_head = nn.Linear(text_encoder.width, 2)
@@ -79,7 +80,7 @@ class VisionLanguageModel(nn.Module):
         What is projected is the mean of the patches, behind the first token where that sums up the image.
         """
         pooled = image_tokens[:, self.prefix_tokens :].mean(1)
-        if self.prefix_tokens:
+        if self.has_summary:
             pooled = torch.cat([image_tokens[:, 0], pooled], 1)
         return F.normalize(self.image_projection(pooled).float(), dim=-1)
 

@@ -1,14 +1,37 @@
-"""Callbacks of training: which checkpoints are kept, and averaged weights."""
+"""What is kept of training: which checkpoints, how they are written, and averaged weights."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from mm.errors import OptionError
+from mm.files import whole_file
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside the old one, syncs it and renames it: there is a good one at every moment.
+
+    Lightning's own writer begins in the system's temporary folder, from where a rename is no single step if that is
+    on another device.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Writes a checkpoint to a local path.
+
+        Raises:
+            OSError: it can't be written; the old one is as it was.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as file:
+            torch.save(checkpoint, file)
 
 
 class _InRootDir(ModelCheckpoint):

@@ -21,7 +21,7 @@ from mm.data.datamodule import CaptionData
 from mm.data.dataset import Batch
 from mm.data.tokenizer import Tokenizer
 from mm.data.transforms import to_pixels
-from mm.errors import OptionError
+from mm.errors import CheckpointError, OptionError
 from mm.layers import KeyValues
 from mm.models import Architecture, HybridViT, build
 from mm.training.attention import fast_attention
@@ -117,7 +117,7 @@ class VisionLanguageTraining(L.LightningModule):
         return vision.stem if isinstance(vision, HybridViT) else vision
 
     def setup(self, stage: str) -> None:
-        """Checks that length of captions and validation language fit model and data.
+        """Checks that validation language and length of captions fit the model.
 
         Raises:
             OptionError: one of them doesn't.
@@ -132,10 +132,6 @@ class VisionLanguageTraining(L.LightningModule):
             raise OptionError(
                 f"validation.language {self.validation.language!r} is unknown; the tokenizer knows {known}"
             )
-        for split, languages in self._data().languages.items():
-            if split != "train" and self.validation.language not in languages:
-                known = f"has captions in {', '.join(sorted(languages))}" if languages else "has no captions"
-                raise OptionError(f"data.{split} {known}, not in validation.language {self.validation.language!r}")
 
     def on_fit_start(self) -> None:
         """Computes the features that are kept."""
@@ -143,7 +139,10 @@ class VisionLanguageTraining(L.LightningModule):
             return
         vision, data = self.model.vision, self._data()
         if not isinstance(vision, HybridViT) or not vision.stem.frozen_stages:
-            raise OptionError("model.features needs a hybrid ViT with architecture.frozen_stages above 0")
+            raise OptionError(
+                "model.features needs a hybrid ViT with architecture.frozen_stages above 0, or model.frozen_stages "
+                "where model.init gives the model"
+            )
         frozen = vision.stem.stages[: vision.stem.frozen_stages].state_dict()
         parts = [vision.normalize.mean, vision.normalize.std, *frozen.values()]
         identity = hashlib.sha256(b"".join(part.cpu().numpy().tobytes() for part in parts)).hexdigest()
@@ -284,6 +283,27 @@ class VisionLanguageTraining(L.LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = cosine_schedule(optimizer, self.optimizer_settings, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def check_same(self, kept: dict[str, Any], source: str) -> None:
+        """Makes sure that a checkpoint is of this model.
+
+        Args:
+            kept: what ``on_save_checkpoint`` added.
+            source: where it came from, for the message.
+
+        Raises:
+            CheckpointError: it is of another tokenizer or architecture, save for how that is trained.
+        """
+        known, own = dict(kept.get("architecture") or {}), asdict(self.architecture)
+        differing = [
+            f"{name} {known.get(name, 'unknown')} instead of {own.get(name, 'unknown')}"
+            for name in sorted((known.keys() | own.keys()) - {"dropout", "pooled_dropout", "frozen_stages"})
+            if known.get(name) != own.get(name)
+        ]
+        if kept.get("tokenizer") != self.tokenizer.to_json():
+            differing.append("another tokenizer")
+        if differing:
+            raise CheckpointError(f"{source}: is of another model than the configuration: {', '.join(differing)}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what it takes to use the weights: architecture and tokenizer."""

@@ -241,3 +241,17 @@ def test_no_space_left_keeps_the_finished_part(model, photos):
     rows = [json.loads(line) for line in part.read_text().splitlines()]
     assert 1 <= len(rows) < 4
     assert not (photos.parent / "out.jsonl").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_names_that_are_not_utf8_can_be_printed(model, shards, tmp_path, options):
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    shards.rename(os.fsdecode(folder))
+    command = [sys.executable, "-m", "mm", "caption", folder, "--model", model, "--max_tokens", "3", *options]
+    done = subprocess.run(command, capture_output=True, check=False, env={**os.environ, "PYTHONUTF8": "1"})
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False)
+    out = done.stdout.decode()
+    sources = [row["source"] for row in json.loads(out)["captions"]] if options else out.splitlines()
+    assert len(sources) == 4 and all("caf" in source for source in sources)
+    assert out.count(r"caf\udce9") == 4

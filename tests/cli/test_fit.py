@@ -33,6 +33,10 @@ def test_print_config_has_every_default(run):
         (["--config", str(CONFIG), "--data.train", "no/such-*.tar"], "no/such-*.tar"),
         (["--config", str(CONFIG), "--ckpt_path", "no/such.ckpt"], "no/such.ckpt"),
         (["--config", str(CONFIG), "--ckpt_path", "{file}"], "not a training checkpoint"),
+        (
+            ["--config", str(CONFIG), "--ckpt_path", "best", "--trainer.default_root_dir", "r"],
+            "r/checkpoints/best.ckpt",
+        ),
     ],
 )
 def test_wrong_use_names_the_culprit(run, tmp_path, monkeypatch, arguments, culprit):

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mm.cli.models import UNREADABLE
+
 
 def test_lists_what_is_built_in_and_what_is_found(run, run_json, model):
     status, result = run_json("models", Path(model).parent)
@@ -75,10 +77,14 @@ DAMAGES = {
     "empty": (lambda folder: (folder / "model.safetensors").write_bytes(b""), "damaged", "model.safetensors"),
     "noise": (lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 64), "damaged", "model.safetensors"),
     "cut": (cut, "damaged", "model.safetensors"),
-    "no-config": (lambda folder: (folder / "config.json").unlink(), "missing file", "config.json"),
+    "no-config": (lambda folder: (folder / "config.json").unlink(), UNREADABLE, "config.json"),
     "no-tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "missing file", "tokenizer.json"),
-    "no-json": (lambda folder: (folder / "config.json").write_text("{"), "damaged", "config.json"),
-    "bert": (foreign, "not a model of mm", "'bert'"),
+    "no-json": (
+        lambda folder: (folder / "config.json").write_text("{"),
+        UNREADABLE,
+        "config.json",
+    ),
+    "bert": (foreign, UNREADABLE, "'bert'"),
 }
 
 
@@ -110,10 +116,10 @@ def test_damaged_and_foreign_checkpoints_are_listed_as_such(run_json, checkpoint
     assert status == 0
     assert [entry["model"] for entry in result["models"]] == ["mm-tiny", str(checkpoint)]
     assert {Path(entry["source"]).name: entry["reason"] for entry in result["rejections"]} == {
-        "cut.ckpt": "unreadable checkpoint",
-        "empty.ckpt": "unreadable checkpoint",
-        "foreign.ckpt": "not a model of mm",
-        "list.ckpt": "not a model of mm",
+        "cut.ckpt": UNREADABLE,
+        "empty.ckpt": UNREADABLE,
+        "foreign.ckpt": UNREADABLE,
+        "list.ckpt": UNREADABLE,
     }
 
 

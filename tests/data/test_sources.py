@@ -52,7 +52,7 @@ def test_captions_beside_files(folder: Path) -> None:
     assert isinstance(sample, Sample) and sample.captions == {}
     first, second, *_ = iter_images([folder], captions=True)
     assert isinstance(first, Sample) and first.captions == {"en": ["a caption"]}
-    assert isinstance(second, Rejection) and second.reason == "missing caption"
+    assert isinstance(second, Sample) and second.captions == {}
 
 
 @pytest.mark.parametrize("what", ["nowhere", "empty", "pipe", "broken", "texts"])

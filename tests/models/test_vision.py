@@ -110,8 +110,15 @@ def test_the_first_token_of_a_hybrid_sums_up_the_pooled_features() -> None:
     assert torch.equal(changed[:, 0], tokens[:, 0]) and not torch.equal(changed[:, 1], tokens[:, 1])
 
 
-@pytest.mark.parametrize(("name", "prefix"), [("test_vit", 1), ("test_vit3", 1), ("vit_medium_patch16_gap_240", 0)])
-def test_prefix_tokens_come_before_the_patches(name: str, prefix: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "prefix", "summary"),
+    [
+        ("test_vit", 1, True),
+        ("vit_medium_patch16_gap_240", 0, False),
+        ("vit_little_patch16_reg1_gap_256", 1, False),
+    ],
+)
+def test_prefix_tokens_come_before_the_patches(name: str, prefix: int, summary: bool) -> None:
     model = TimmViT(name, 64, (0.5,) * 3, (0.5,) * 3).eval()
-    assert model.prefix_tokens == prefix
+    assert (model.prefix_tokens, model.has_summary) == (prefix, summary)
     assert model(pictures()).shape[1] == prefix + 16

@@ -85,7 +85,7 @@ def test_images_are_embedded_by_their_first_token_and_the_mean_of_their_patches(
     net = model(WORDS, PRESETS[name])
     tokens = net.image_tokens(torch.rand(3, 3, 32, 32))
     prefix = net.vision.prefix_tokens
-    parts = [tokens[:, 0]] * (prefix > 0) + [tokens[:, prefix:].mean(1)]
+    parts = [tokens[:, 0]] * net.vision.has_summary + [tokens[:, prefix:].mean(1)]
     expected = F.normalize(net.image_projection(torch.cat(parts, -1)), dim=-1)
     torch.testing.assert_close(net.image_embedding(tokens), expected)
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ from running import fit, made_data, trainer, training
 
 from mm.checkpoints import load_checkpoint
 from mm.errors import OptionError
-from mm.training.callbacks import AveragedWeights, BestCheckpoint, LastCheckpoint
+from mm.training.callbacks import AveragedWeights, BestCheckpoint, LastCheckpoint, WholeCheckpoints
 
 
 @pytest.mark.parametrize(("every", "scores", "best"), [(1, [0.1, 0.4, 0.2, 0.3], 6), (2, [0.5, 0.2], 6)])
@@ -62,3 +64,19 @@ def test_averages_are_moving_averages(tmp_path: Path) -> None:
 def test_decay_is_a_share(decay: float) -> None:
     with pytest.raises(OptionError, match="decay must be at least 0 and below 1"):
         AveragedWeights(decay)
+
+
+def test_a_checkpoint_is_whole_at_every_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is written elsewhere first, and a full disk leaves the old checkpoint."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "there is no such folder"))
+    path = tmp_path / "new/last.ckpt"
+    WholeCheckpoints().save_checkpoint({"a": torch.ones(3)}, path)
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        WholeCheckpoints().save_checkpoint({"a": torch.zeros(3)}, path)
+    assert torch.equal(torch.load(path, weights_only=True)["a"], torch.ones(3))
+    assert list(path.parent.iterdir()) == [path]

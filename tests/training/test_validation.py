@@ -13,7 +13,7 @@ from mm.checkpoints import load_checkpoint
 from mm.data.samples import Sample
 from mm.data.tokenizer import clean_caption
 from mm.data.writing import write_shards
-from mm.errors import OptionError
+from mm.errors import DataError, OptionError
 from mm.generation import GenerationConfig
 from mm.metrics.captioning import score_captions
 from mm.metrics.retrieval import retrieval_metrics
@@ -129,18 +129,29 @@ def test_figures_are_all_of_the_averaged_weights(tmp_path: Path, monkeypatch: py
         ({"validation": Validation(language="fr")}, {}, "validation.language 'fr' is unknown; the tokenizer knows en"),
         ({}, {"max_tokens": 32}, "data.max_tokens 32 must be below the 32 tokens"),
         ({"features": "kept"}, {}, "frozen_stages above 0"),
-        ({"validation": Validation(language="zh")}, {"val": "english"}, "data.val has captions in en, not in"),
     ],
 )
 def test_what_does_not_fit_is_said_before_training(
     tmp_path: Path, model: dict[str, Any], data: dict[str, Any], message: str
 ) -> None:
-    if "val" in data:
-        image = tiny.encode(tiny.picture("red"))
-        write_shards([Sample("a", "made", image, {"en": ["a wall"]})], tmp_path / data["val"])
-        data = {"val": str(tmp_path / data["val"])}
     with pytest.raises(OptionError, match=message):
         fit(trainer(tmp_path), training(tmp_path, **model), made_data(tmp_path, **data))
+
+
+def test_photos_without_captions_in_the_language_are_left_out_and_listed(tmp_path: Path) -> None:
+    image = tiny.encode(tiny.picture("red"))
+    some = [Sample(name, "made", image, {code: ["一面墙"]}) for name, code in (("a", "en"), ("b", "zh"), ("c", "en"))]
+    write_shards(some, tmp_path / "mixed")
+    data = made_data(tmp_path, val=str(tmp_path / "mixed"))
+    fit(trainer(tmp_path, max_epochs=1), training(tmp_path, validation=Validation(language="zh")), data)
+    assert data.tallies["val"].by_reason() == {"missing caption": 2} and data.tallies["val"].used == 1
+    write_shards(some[:1], tmp_path / "english")
+    with pytest.raises(DataError, match=r"data.val: none of the 1 samples .* can be used: missing caption"):
+        fit(
+            trainer(tmp_path, max_epochs=1),
+            training(tmp_path, validation=Validation(language="zh")),
+            made_data(tmp_path, val=str(tmp_path / "english")),
+        )
 
 
 def test_something_is_captioned() -> None:
