@@ -142,7 +142,8 @@ def load_directory(folder: str | Path) -> Loaded:
         raise CheckpointError(f"{weights}: damaged or not safetensors ({first_line(error)})") from error
     tokenizer = Tokenizer.read(folder / "tokenizer.json")
     source = str(folder / "config.json")
-    return _assemble(config.get("architecture"), tokenizer, state, content, source, str(weights))
+    fingerprint = hashlib.sha256(content).hexdigest()
+    return _assemble(config.get("architecture"), tokenizer, state, fingerprint, source, str(weights))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -172,10 +173,12 @@ def load_checkpoint(path: str | Path) -> Loaded:
     """
     path = Path(path)
     checkpoint = read_checkpoint(path)
+    with path.open("rb") as file:
+        fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
     own = checkpoint["mm"]
     tokenizer = Tokenizer.from_json(own["tokenizer"], str(path))
     state = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if str(k).startswith("model.")}
-    return _assemble(own.get("architecture"), tokenizer, state, path.read_bytes(), str(path), str(path))
+    return _assemble(own.get("architecture"), tokenizer, state, fingerprint, str(path), str(path))
 
 
 def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
@@ -210,7 +213,7 @@ def first_line(error: BaseException) -> str:
 
 
 def _assemble(
-    description: Any, tokenizer: Tokenizer, state: dict[str, Tensor], content: bytes, source: str, weights: str
+    description: Any, tokenizer: Tokenizer, state: dict[str, Tensor], fingerprint: str, source: str, weights: str
 ) -> Loaded:
     known = {field.name for field in fields(Architecture)}
     if not isinstance(description, dict):
@@ -229,7 +232,7 @@ def _assemble(
         if first in state:
             state.setdefault(name, state[first])
     load_strictly(model, state, weights)
-    return Loaded(model.eval(), tokenizer, architecture, hashlib.sha256(content).hexdigest())
+    return Loaded(model.eval(), tokenizer, architecture, fingerprint)
 
 
 def _tied(state: Mapping[str, Tensor]) -> dict[str, str]:

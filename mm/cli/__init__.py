@@ -76,10 +76,10 @@ def _run(name: str, arguments: list[str]) -> int:
     except MMError as error:
         print(f"mm {name}: {one_line(error)}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
         where = f"{error.filename}: " if error.filename else ""
         print(f"mm {name}: {where}{error.strerror or error}", file=sys.stderr)
         return 1
@@ -89,6 +89,9 @@ def _run(name: str, arguments: list[str]) -> int:
 
 
 def one_line(error: Exception) -> str:
-    """Gives an error's message in one line; one from a process that loads data has a traceback before it."""
-    message = str(error).strip().rpartition("\n")[2]
-    return message.removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")
+    """Gives an error's message in one line, without the traceback before one from a process that loads data."""
+    message = str(error)
+    if "\nOriginal Traceback" in message:
+        kind = f"\n{type(error).__module__}.{type(error).__qualname__}: "
+        message = message.rpartition(kind)[2]
+    return " ".join(message.split())

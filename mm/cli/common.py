@@ -120,8 +120,8 @@ def captioned(manifest: Manifest, languages: Sequence[str]) -> Iterator[Sample |
     """Reads shards; samples without a caption in any of the languages are rejected."""
     for shard in manifest.shards:
         for item in read_shard(shard.path, shard):
-            if isinstance(item, Sample) and not any(item.captions.get(language) for language in languages):
-                yield Rejection(item.source, item.key, "missing caption", f"no caption in {' or '.join(languages)}")
+            if isinstance(item, Sample) and (lack := item.lacks(languages)):
+                yield Rejection(item.source, item.key, "missing caption", lack)
             else:
                 yield item
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -68,9 +67,9 @@ def run(arguments: Sequence[str], program: str) -> int:
         )
     sources = resolve_sources([options.photos])
     path = (options.output / "contact-sheet.html").absolute()
-    with _temporary_folder(options.output) as folder:
-        common.check_writable(path)
-
+    make_folder(options.output)
+    common.check_writable(path)
+    with TemporaryDirectory(prefix="gallery-", dir=options.output) as folder:
         import mm
 
         model = mm.load(options.model, options.device)
@@ -80,7 +79,7 @@ def run(arguments: Sequence[str], program: str) -> int:
         if not photos:
             common.report_rejections(tally)
             raise DataError(f"{options.photos}: none of its photos could be used; give others", "unusable photos")
-        found = _find_out(model, photos, options.search, folder)
+        found = _find_out(model, photos, options.search, Path(folder))
     _write_sheet(path, found)
     if options.json:
         common.print_json(_result(found, tally, path))
@@ -89,14 +88,6 @@ def run(arguments: Sequence[str], program: str) -> int:
     status = common.report_rejections(tally)
     print(path)
     return status
-
-
-@contextmanager
-def _temporary_folder(output: Path) -> Iterator[Path]:
-    """Makes the output folder, and within it one that is gone when the block ends."""
-    make_folder(output)
-    with TemporaryDirectory(prefix="gallery-", dir=output) as name:
-        yield Path(name)
 
 
 def _find_out(model: Pipeline, photos: Sequence[tuple[Sample, Image]], queries: Sequence[str], folder: Path) -> Found:

@@ -19,7 +19,7 @@ from mm.data.datamodule import CaptionData
 from mm.errors import UsageError
 from mm.files import make_folder
 from mm.progress import progress
-from mm.training.callbacks import WholeCheckpoints
+from mm.training.callbacks import WholeCheckpoints, checkpoint_folder
 from mm.training.memory import keep_large_allocations
 from mm.training.module import VisionLanguageTraining
 
@@ -100,7 +100,7 @@ class TrainingCLI(LightningCLI):
 def _find_checkpoint(name: str, root: Path) -> Path:
     """Finds the checkpoint that ``--ckpt_path`` names: a file, or ``last`` or ``best`` under ``default_root_dir``."""
     if name in ("last", "best"):
-        return root / "checkpoints" / f"{name}.ckpt"
+        return checkpoint_folder(root) / f"{name}.ckpt"
     if not Path(name).is_file():
         raise UsageError(f"--ckpt_path {name}: no such file; 'last' goes on from where the last run was stopped")
     return Path(name)

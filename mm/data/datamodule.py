@@ -192,9 +192,8 @@ class CaptionData(L.LightningDataModule):
                 check_image(sample.image, sample.source)
             except DataError as error:
                 return error
-            if languages is None or any(sample.captions.get(language) for language in languages):
-                return None
-            return DataError(f"{sample.source}: no caption in {' or '.join(languages)}", "missing caption")
+            lack = None if languages is None else sample.lacks(languages)
+            return DataError(f"{sample.source}: {lack}", "missing caption") if lack else None
 
         count, step = len(shards), 256
         with self._progress(f"Check of data.{split}", "images") as update, ThreadPoolExecutor() as pool:

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,12 @@ class Sample:
     image: bytes = field(repr=False)
     captions: dict[str, list[str]] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
+
+    def lacks(self, languages: Collection[str]) -> str | None:
+        """Says that there is no caption in any of these languages; None where there is one."""
+        if any(self.captions.get(language) for language in languages):
+            return None
+        return f"no caption in {' or '.join(languages)}"
 
 
 @dataclass(frozen=True)

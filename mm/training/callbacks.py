@@ -34,6 +34,11 @@ class WholeCheckpoints(TorchCheckpointIO):
             torch.save(checkpoint, file)
 
 
+def checkpoint_folder(root: str | Path) -> Path:
+    """Where a run under ``default_root_dir`` keeps its checkpoints."""
+    return Path(root).absolute() / "checkpoints"
+
+
 class _InRootDir(ModelCheckpoint):
     """Keeps checkpoints in ``checkpoints/`` under the trainer's ``default_root_dir``, where the next run finds them."""
 
@@ -48,7 +53,7 @@ class _InRootDir(ModelCheckpoint):
         return super()._find_last_checkpoints(trainer)
 
     def _settle(self, trainer: L.Trainer) -> None:
-        self.dirpath = str(Path(trainer.default_root_dir).absolute() / "checkpoints")
+        self.dirpath = str(checkpoint_folder(trainer.default_root_dir))
 
 
 class LastCheckpoint(_InRootDir):

@@ -41,6 +41,15 @@ def test_unknown_command_names_the_known_ones(run):
     assert "'captoin'" in err and "caption" in err
 
 
+def test_a_message_of_several_lines_is_printed_whole_in_one():
+    from mm.cli import one_line
+    from mm.errors import ImageError, UsageError
+
+    assert one_line(UsageError("a\nname: doesn't exist")) == "a name: doesn't exist"
+    loading = "Caught ImageError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  ...\n"
+    assert one_line(ImageError(f"{loading}mm.errors.ImageError: a\nb.png: is cut\n")) == "a b.png: is cut"
+
+
 def test_version(run):
     import mm
 
