@@ -25,7 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> VisionLanguagePipeline:
     folder = tmp_path_factory.mktemp("model")
     net = tiny.model(WORDS)
     with torch.no_grad():  # captions of an untrained model that depend on the image
-        net.text_decoder.positions.mul_(60)
+        net.decoder.positions.mul_(60)
         net.text_decoder.embedding.weight.mul_(12)
     save_directory(folder, net, WORDS, tiny.ARCHITECTURE, "")
     loaded = mm.load(folder, "cpu")

@@ -10,7 +10,7 @@ from PIL import Image
 from mm.data.samples import Sample
 from mm.data.tokenizer import Tokenizer
 from mm.data.writing import write_shards
-from mm.models import Architecture, SpecialTokens, TextTransformer, VisionLanguageModel, build
+from mm.models import Architecture, Conditioning, Head, SpecialTokens, TextTransformer, VisionLanguageModel, build
 from mm.models.presets import block
 
 COLOURS = {
@@ -66,12 +66,17 @@ def decoder(vocabulary: int, end: int, seed: int = 0) -> TextTransformer:
     embedding = torch.nn.Embedding(vocabulary, 32)
     torch.nn.init.normal_(embedding.weight, std=0.4)
     stack = [block(32, 4, context_width=24) for _ in range(2)]
-    built = TextTransformer(embedding, stack, 40, "causal", head=True).eval()
+    built = TextTransformer(embedding, stack, 40, "causal", norm=torch.nn.LayerNorm(32), head=Head(vocabulary)).eval()
     with torch.no_grad():
+        assert built.positions is not None and built.head is not None and built.head.bias is not None
         built.positions.mul_(100)
-        assert built.head_bias is not None
-        built.head_bias[end] = 2.0
+        built.head.bias[end] = 2.0
     return built
+
+
+def about(model: TextTransformer, image_tokens: torch.Tensor) -> Conditioning:
+    """What captions of images are about, for a decoder with cross-attention."""
+    return Conditioning(len(image_tokens), context=model.keys_values(image_tokens))
 
 
 def picture(name: str, size: int = 40) -> Image.Image:

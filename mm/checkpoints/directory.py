@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -12,12 +11,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mm.checkpoints.convert import unfilled
+from mm.checkpoints.weights import Fingerprint, Renamed, Weights, read_json
 from mm.data.tokenizer import Tokenizer
+from mm.data.transforms import Preprocessing
 from mm.errors import CheckpointError, MMError, OutputError
 from mm.files import write_whole
-from mm.models import Architecture, SpecialTokens, VisionLanguageModel, build
+from mm.models import (
+    Architecture,
+    LanguageModel,
+    Parts,
+    SpecialTokens,
+    TextParts,
+    VisionLanguageModel,
+    build,
+    build_language,
+)
 
-KIND = "mm-vision-language"
+KIND, LANGUAGE_KIND = "mm-vision-language", "mm-language"
+Described = Architecture | Parts | TextParts
+OWN = "mm"
+# Weights are kept under these names by versions of mm before they were called otherwise.
+FORMER_NAMES = {"text_decoder.head.bias": "text_decoder.head_bias"}
 
 
 @dataclass(frozen=True)
@@ -25,27 +40,44 @@ class Loaded:
     """A model with what it needs to be used.
 
     Args:
-        model: in float32, in evaluation mode.
+        model: in float32, in evaluation mode: a ``VisionLanguageModel``, or a ``LanguageModel``.
         tokenizer: its tokenizer.
         architecture: how it was built.
-        fingerprint: SHA-256 of the file of weights.
+        fingerprint: SHA-256 of its weights, as what ``str`` gives.
+        preprocessing: how images become its pixels; None for the whole image, scaled.
+        family: what such models are called: ``mm``, ``BLIP captioning``.
     """
 
-    model: VisionLanguageModel
+    model: Any
     tokenizer: Tokenizer
-    architecture: Architecture
-    fingerprint: str
+    architecture: Any
+    fingerprint: Fingerprint | str
+    preprocessing: Preprocessing | None = None
+    family: str = OWN
+
+    @property
+    def transform(self) -> Preprocessing:
+        """How images become the pixels that a vision-language model takes."""
+        return self.preprocessing or Preprocessing(self.architecture.image_size)
 
 
 def special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
     """Gives the ids of a tokenizer's special tokens."""
-    return SpecialTokens(
-        padding=tokenizer.padding,
-        end=tokenizer.end,
-        embed=tokenizer.embed,
-        match=tokenizer.match,
-        languages=dict(tokenizer.languages),
-    )
+    return SpecialTokens(**tokenizer.special)
+
+
+def describe_build(
+    architecture: Described, tokenizer: Tokenizer, preprocessing: Preprocessing | None, family: str
+) -> dict[str, Any]:
+    """Gives as plain data what it takes, beside weights and tokenizer, to build a model again."""
+    description: dict[str, Any] = {"architecture": asdict(architecture)}
+    if family != OWN:
+        description["family"] = family
+    if not tokenizer.own:
+        description["special"] = tokenizer.special
+    if preprocessing is not None:
+        description["preprocessing"] = asdict(preprocessing)
+    return description
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -59,28 +91,40 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -
     Raises:
         CheckpointError: names every weight that is missing, left over or of another shape.
     """
-    own = module.state_dict()
-    if others := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+    own = module.state_dict(keep_vars=True)
+    shapes = {}
+    others: list[str] = []
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            shapes[name] = tuple(value.shape)
+        else:
+            others.append(name)
+    if others:
         raise CheckpointError(f"{source}: holds something other than tensors: {', '.join(map(str, others))}")
     problems = [f"missing {name}" for name in own if name not in state]
     problems += [f"unexpected {name}" for name in state if name not in own]
     problems += [
-        f"{name} has shape {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
+        f"{name} has shape {shapes[name]} instead of {tuple(own[name].shape)}"
         for name in own
-        if name in state and state[name].shape != own[name].shape
+        if name in shapes and shapes[name] != tuple(own[name].shape)
     ]
     if problems:
         raise CheckpointError(f"{source}: the weights don't fit the model: {'; '.join(problems)}")
-    module.load_state_dict(dict(state))
+    with torch.no_grad():
+        for name, target in own.items():
+            target.copy_(state[name])  # one at a time: a file of weights is never in memory as a whole
 
 
 def save_directory(
     folder: str | Path,
-    model: VisionLanguageModel,
+    model: VisionLanguageModel | LanguageModel,
     tokenizer: Tokenizer,
-    architecture: Architecture,
+    architecture: Described,
     card: str,
     dtype: torch.dtype = torch.float32,
+    *,
+    preprocessing: Preprocessing | None = None,
+    family: str = OWN,
 ) -> None:
     """Writes a model directory; each file appears whole or not at all.
 
@@ -91,6 +135,8 @@ def save_directory(
         architecture: how it was built.
         card: text of the model card.
         dtype: precision of the weights on disk.
+        preprocessing: how images become its pixels; None for the whole image, scaled.
+        family: what such models are called.
 
     Raises:
         OutputError: the folder can't be written, or a weight is too large for the precision.
@@ -98,7 +144,9 @@ def save_directory(
     from safetensors.torch import save
 
     folder = Path(folder)
-    config = {"model_type": KIND, "architecture": asdict(architecture), "languages": list(tokenizer.languages)}
+    kind = LANGUAGE_KIND if isinstance(architecture, TextParts) else KIND
+    config = {"model_type": kind, **describe_build(architecture, tokenizer, preprocessing, family)}
+    config["languages"] = list(tokenizer.languages)
     whole = {name: value.detach().cpu() for name, value in _once(model.state_dict()).items()}
     state = {
         name: value.to(dtype if value.is_floating_point() else value.dtype).contiguous()
@@ -122,28 +170,17 @@ def save_directory(
 
 
 def load_directory(folder: str | Path) -> Loaded:
-    """Reads a model directory.
+    """Reads a model directory of mm.
 
     Raises:
         CheckpointError: a file is missing or damaged, or the weights don't fit; the message names it.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
     folder = Path(folder)
     config = read_config(folder)
-    weights = folder / "model.safetensors"
-    try:
-        content = weights.read_bytes()
-        state = load(content)
-    except OSError as error:
-        raise CheckpointError(f"{weights}: can't be read ({error.strerror})") from error
-    except SafetensorError as error:
-        raise CheckpointError(f"{weights}: damaged or not safetensors ({first_line(error)})") from error
-    tokenizer = Tokenizer.read(folder / "tokenizer.json")
+    weights = Weights(folder, ["model.safetensors"])
+    tokenizer = Tokenizer.read(folder / "tokenizer.json", _special(config, str(folder / "config.json")))
     source = str(folder / "config.json")
-    fingerprint = hashlib.sha256(content).hexdigest()
-    return _assemble(config.get("architecture"), tokenizer, state, fingerprint, source, str(weights))
+    return _assemble(config, tokenizer, weights, Fingerprint(weights.files), source, str(weights.files[0]))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -153,16 +190,24 @@ def read_config(folder: Path) -> dict[str, Any]:
         CheckpointError: it is missing or damaged, or another kind of model's.
     """
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: can't be read ({error.strerror}); a model directory has one") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not JSON ({first_line(error)})") from error
-    if not isinstance(config, dict) or config.get("model_type") != KIND:
-        kind = config.get("model_type") if isinstance(config, dict) else None
-        raise CheckpointError(f"{path}: model_type is {kind!r}; only {KIND!r} can be loaded")
+    config = read_json(path)
+    if config.get("model_type") not in (KIND, LANGUAGE_KIND):
+        raise CheckpointError(f"{path}: model_type is {config.get('model_type')!r}; mm's own is {KIND!r}")
     return config
+
+
+def _special(description: Mapping[str, Any], source: str) -> dict[str, Any] | None:
+    """Gives the ids of special tokens that a description holds, checked; None where mm's tokenizer knows its own."""
+    special = description.get("special")
+    if special is None:
+        return None
+    if not isinstance(special, dict) or special.keys() != {field.name for field in fields(SpecialTokens)}:
+        raise CheckpointError(f"{source}: 'special' doesn't name the special tokens")
+    ids = [value for name, value in special.items() if name != "languages"]
+    languages = special["languages"]
+    if not isinstance(languages, dict) or any(type(i) is not int for i in [*languages.values(), *filter(None, ids)]):
+        raise CheckpointError(f"{source}: 'special' doesn't hold token ids")
+    return special
 
 
 def load_checkpoint(path: str | Path) -> Loaded:
@@ -173,12 +218,10 @@ def load_checkpoint(path: str | Path) -> Loaded:
     """
     path = Path(path)
     checkpoint = read_checkpoint(path)
-    with path.open("rb") as file:
-        fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
     own = checkpoint["mm"]
-    tokenizer = Tokenizer.from_json(own["tokenizer"], str(path))
+    tokenizer = Tokenizer.from_json(own["tokenizer"], str(path), _special(own, str(path)))
     state = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if str(k).startswith("model.")}
-    return _assemble(own.get("architecture"), tokenizer, state, fingerprint, str(path), str(path))
+    return _assemble(own, tokenizer, state, Fingerprint([path]), str(path), str(path))
 
 
 def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
@@ -213,26 +256,44 @@ def first_line(error: BaseException) -> str:
 
 
 def _assemble(
-    description: Any, tokenizer: Tokenizer, state: dict[str, Tensor], fingerprint: str, source: str, weights: str
+    description: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    state: Mapping[str, Tensor],
+    fingerprint: Fingerprint,
+    source: str,
+    weights: str,
 ) -> Loaded:
-    known = {field.name for field in fields(Architecture)}
-    if not isinstance(description, dict):
+    numbers = description.get("architecture")
+    if not isinstance(numbers, dict):
         raise CheckpointError(f"{source}: has no 'architecture' object, which says how the model is built")
-    if extra := sorted(str(name) for name in description if name not in known):
+    kind: Any = Parts if isinstance(numbers.get("vision"), dict) else Architecture
+    if description.get("model_type") == LANGUAGE_KIND or ("vision" not in numbers and "decoder" in numbers):
+        kind = TextParts
+    known = {field.name for field in fields(kind)}
+    if extra := sorted(str(name) for name in numbers if name not in known):
         raise CheckpointError(
             f"{source}: unknown keys in 'architecture': {', '.join(extra)}; known are {', '.join(sorted(known))}"
         )
+    model: nn.Module
     try:
-        values: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in description.items()}
-        architecture = Architecture(**values)
-        model = build(architecture, len(tokenizer), special_tokens(tokenizer))
+        architecture = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in numbers.items()})
+        make: Any = build_language if kind is TextParts else build
+        with unfilled():
+            model = make(architecture, len(tokenizer), special_tokens(tokenizer))
     except (MMError, ArithmeticError, AttributeError, MemoryError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{source}: 'architecture' can't be built ({first_line(error)})") from error
-    for name, first in _tied(model.state_dict()).items():
-        if first in state:
-            state.setdefault(name, state[first])
-    load_strictly(model, state, weights)
-    return Loaded(model.eval(), tokenizer, architecture, fingerprint)
+    try:
+        scaling = description.get("preprocessing")
+        preprocessing = None if scaling is None else Preprocessing(**scaling)
+    except (MMError, TypeError) as error:
+        raise CheckpointError(f"{source}: 'preprocessing' isn't known ({first_line(error)})") from error
+    former = {new: old for new, old in FORMER_NAMES.items() if new not in state and old in state}
+    other_names = former | {
+        name: first for name, first in _tied(model.state_dict()).items() if name not in state and first in state
+    }
+    load_strictly(model, Renamed(state, other_names, former.values()), weights)
+    family = str(description.get("family", OWN))
+    return Loaded(model.eval(), tokenizer, architecture, fingerprint, preprocessing, family)
 
 
 def _tied(state: Mapping[str, Tensor]) -> dict[str, str]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from mm.checkpoints.directory import Loaded, first_line, load_checkpoint, load_directory
-from mm.errors import CapabilityError, UnknownModelError
+from mm.checkpoints.weights import read_json
+from mm.errors import CapabilityError, CheckpointError, UnknownModelError
+from mm.models import VisionLanguageModel
 
 ASSETS = Path(__file__).parent.parent / "assets"
 BUILT_IN = ("mm-tiny",)
+DESCRIBING = ("*.json", "*.md", "vocab.txt", "merges.txt")
 
 
 def unknown_model(name: str) -> UnknownModelError:
@@ -20,29 +23,63 @@ def unknown_model(name: str) -> UnknownModelError:
 
 
 def load_vision_language(name: str | Path) -> Loaded:
-    """Loads a model that captions, embeds and matches.
+    """Loads a model that sees.
 
     Args:
-        name: ``mm-tiny``, a model directory, a training checkpoint of ``mm fit``, or ``hf:owner/name``.
+        name: as for ``load_model``.
 
     Raises:
         UnknownModelError: the name names nothing.
-        CapabilityError: it names a model that only embeds.
+        CapabilityError: it names a language model.
+        CheckpointError: what it names can't be read.
+    """
+    loaded = load_model(name)
+    if not isinstance(loaded.model, VisionLanguageModel):
+        raise CapabilityError(f"{name} is a language model, which sees no images; one that does: {BUILT_IN[0]}")
+    return loaded
+
+
+def load_model(name: str | Path) -> Loaded:
+    """Loads a vision-language model or a language model.
+
+    Args:
+        name: ``mm-tiny``, a model directory, a folder in a layout of the hub, a training checkpoint of ``mm fit``, or
+            ``hf:owner/name``.
+
+    Raises:
+        UnknownModelError: the name names nothing.
+        CapabilityError: it names a model of open_clip.
         CheckpointError: what it names can't be read.
     """
     name = str(name)
     if name in BUILT_IN:
         return load_directory(ASSETS / name)
     if name.startswith("hf:"):
-        return load_directory(_download(name))
+        return load_folder(download(name))
     if name.startswith("open_clip:"):
         raise CapabilityError(f"{name} only embeds; models that also caption and match: {', '.join(BUILT_IN)}")
     path = Path(name)
     if path.is_dir():
-        return load_directory(path)
+        return load_folder(path)
     if path.is_file():
         return load_checkpoint(path)
     raise unknown_model(name)
+
+
+def load_folder(folder: Path) -> Loaded:
+    """Loads a model directory of mm, or a checkpoint in a public layout.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, the architecture isn't supported, or the weights don't fit.
+    """
+    config = folder / "config.json"
+    if not config.is_file():
+        raise CheckpointError(f"{config}: can't be read (No such file or directory); a model directory has one")
+    if str(read_json(config).get("model_type", "")).startswith("mm-"):
+        return load_directory(folder)
+    from mm.checkpoints.hub import load_hub_folder
+
+    return load_hub_folder(folder)
 
 
 def find_tokenizer(name: str) -> Path:
@@ -53,11 +90,22 @@ def find_tokenizer(name: str) -> Path:
     return path / "tokenizer.json" if path.is_dir() else path
 
 
-def _download(name: str) -> Path:
+def download(name: str) -> Path:
+    """Fetches ``hf:owner/name`` from the hub; what was fetched before is taken from the hub's cache.
+
+    A pickle of weights is fetched only where there are no safetensors.
+
+    Raises:
+        UnknownModelError: it can't be fetched.
+    """
     from huggingface_hub import snapshot_download
 
+    repository = name.removeprefix("hf:")
     try:
-        return Path(snapshot_download(name.removeprefix("hf:"), allow_patterns=["*.json", "*.safetensors", "*.md"]))
+        folder = Path(snapshot_download(repository, allow_patterns=[*DESCRIBING, "*.safetensors"]))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(repository, allow_patterns=[*DESCRIBING, "pytorch_model*.bin"]))
+        return folder
     except Exception as error:  # hub, network and cache errors of several libraries
         raise UnknownModelError(
             f"{name}: can't be fetched from the hub ({first_line(error)}); check the name and the network"

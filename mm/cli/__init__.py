@@ -11,6 +11,10 @@ from collections.abc import Sequence
 COMMANDS = {
     "demo": "caption and search the sample photos, and write a contact sheet",
     "caption": "caption photos, folders and shards",
+    "ask": "ask questions about photos",
+    "classify": "say which of some labels fits photos best",
+    "translate": "translate captions",
+    "score": "say how likely a language model finds texts",
     "index": "put photos, folders and shards into a gallery",
     "search": "search a gallery in words or by image",
     "shards": "make WebDataset shards, or check them",

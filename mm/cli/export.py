@@ -41,7 +41,14 @@ def run(arguments: Sequence[str], program: str) -> int:
     if card.exists():
         text = card.read_text(encoding="utf-8")
     save_directory(
-        options.folder, loaded.model, loaded.tokenizer, loaded.architecture, text, precisions[options.precision]
+        options.folder,
+        loaded.model,
+        loaded.tokenizer,
+        loaded.architecture,
+        text,
+        precisions[options.precision],
+        preprocessing=loaded.preprocessing,
+        family=loaded.family,
     )
     description = {"model": str(options.folder), **describe(options.folder)}
     if options.json:

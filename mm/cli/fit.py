@@ -87,9 +87,7 @@ class TrainingCLI(LightningCLI):
         super().instantiate_classes()
         if self.kept is not None:
             self.model.check_same(self.kept, f"--ckpt_path {self.settings.ckpt_path}")
-        self.datamodule.attach(
-            self.model.tokenizer, self.model.architecture.image_size, self.model.validation.language, progress
-        )
+        self.datamodule.attach(self.model.tokenizer, self.model.transform, self.model.validation.language, progress)
 
     def report(self) -> None:
         """Prints the last figures as one JSON object, where that was asked for."""

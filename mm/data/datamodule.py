@@ -23,7 +23,7 @@ from mm.data.order import OrderedBatches, ResumableLoader
 from mm.data.samples import Rejection, Tally
 from mm.data.shards import IndexedShards
 from mm.data.tokenizer import Tokenizer
-from mm.data.transforms import ImageTransform
+from mm.data.transforms import ImageTransform, Preprocessing
 from mm.errors import DataError, OptionError, ShardError, UsageError
 
 log = logging.getLogger(__name__)
@@ -109,13 +109,17 @@ class CaptionData(L.LightningDataModule):
         self._position = 0
 
     def attach(
-        self, tokenizer: Tokenizer, image_size: int, language: str | None = None, progress: Watch = _unwatched
+        self,
+        tokenizer: Tokenizer,
+        preprocessing: Preprocessing | int,
+        language: str | None = None,
+        progress: Watch = _unwatched,
     ) -> None:
         """Takes what depends on the model, and on who is watching.
 
         Args:
             tokenizer: the model's.
-            image_size: side of the model's images in pixels.
+            preprocessing: how images become the model's pixels; or the side of the square that they are scaled to.
             language: of the captions that images of validation and test need; None for none.
             progress: shows how far a long check is, as ``mm.progress.progress`` does.
 
@@ -127,7 +131,7 @@ class CaptionData(L.LightningDataModule):
                 known = ", ".join(tokenizer.languages)
                 raise OptionError(f"data.captions has language {language!r}; the tokenizer knows {known}")
         self.tokenizer = tokenizer
-        self.transform = ImageTransform(image_size, self.crop)
+        self.transform = ImageTransform(preprocessing, self.crop)
         self._progress = progress
         self._evaluated = None if language is None else [language]
 
@@ -229,7 +233,7 @@ class CaptionData(L.LightningDataModule):
         shape = tuple(encode(train.pixels(0, 0)[None]).shape[1:])
         images = hashlib.sha256(f"{train.shards.manifest.digest} {list(train.usable)}".encode()).hexdigest()
         chance = f"{self.seed} {self.crop}" if self.views > 2 else ""  # the first two views leave nothing to chance
-        whole = f"{identity} {images} {self.transform.size} {chance}"
+        whole = f"{identity} {images} {self.transform.preprocessing} {chance}"
         train.features = FeatureStore(folder, whole, len(train), self.views, shape)
         train.features.fill(train.pixels, encode, progress)
 

@@ -1,10 +1,11 @@
-"""The subword tokenizer of mm's own models: byte-level BPE, so that no text is ever unknown."""
+"""The subword tokenizer: byte-level BPE for mm's own models, so that no text is ever unknown; others as they come."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,14 +31,17 @@ class Tokenizer:
 
     Args:
         tokenizer: a tokenizer of the ``tokenizers`` library.
-
         source: where it came from, for messages.
+        special: ids of the special tokens of a model from elsewhere, as ``special`` gives them; None to find those that
+            mm's own tokenizers have.
 
     Raises:
         CheckpointError: it lacks a special token that every model of mm needs, or can't encode every text.
     """
 
-    def __init__(self, tokenizer: object, source: str = "the tokenizer") -> None:
+    def __init__(
+        self, tokenizer: object, source: str = "the tokenizer", special: Mapping[str, Any] | None = None
+    ) -> None:
         from tokenizers import Tokenizer as Backend
 
         assert isinstance(tokenizer, Backend)
@@ -45,18 +49,36 @@ class Tokenizer:
         tokenizer.encode_special_tokens = True
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-        special = {t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special}
+        self.own = special is None
+        found = self._find(source) if special is None else special
+        self.padding: int = found["padding"]
+        self.end: int = found["end"]
+        self.embed: int | None = found["embed"]
+        self.match: int | None = found["match"]
+        self.languages: dict[str, int] = dict(found["languages"])
+        self.close: int | None = found.get("close")
+
+    @property
+    def special(self) -> dict[str, Any]:
+        """Ids of the special tokens, by what they are for."""
+        names = ("padding", "end", "embed", "match", "languages", "close")
+        return {name: getattr(self, name) for name in names}
+
+    def _find(self, source: str) -> dict[str, Any]:
+        """Finds the special tokens of a tokenizer that mm made, by their names."""
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        special = {t.content for t in self._backend.get_added_tokens_decoder().values() if t.special}
         for name in (PADDING, END, EMBED, MATCH):
             if name not in special:
                 raise CheckpointError(f"{source}: has no special token {name}; 'mm tokenizer' makes one that has")
-        self.padding, self.end, self.embed, self.match = (vocabulary[n] for n in (PADDING, END, EMBED, MATCH))
         codes = [match.group(1) for name in special if (match := _LANGUAGE.fullmatch(name))]
         codes.sort(key=lambda code: vocabulary[language_token(code)])
-        self.languages = {code: vocabulary[language_token(code)] for code in codes if code not in ("pad", "end")}
-        if not self.languages:
+        languages = {code: vocabulary[language_token(code)] for code in codes if code not in ("pad", "end")}
+        if not languages:
             raise CheckpointError(f"{source}: has no language's token, such as <en>; 'mm tokenizer' makes one that has")
         self._check(vocabulary, source)
+        ids = [vocabulary[name] for name in (PADDING, END, EMBED, MATCH)]
+        return dict(zip(("padding", "end", "embed", "match"), ids, strict=True)) | {"languages": languages}
 
     def _check(self, vocabulary: dict[str, int], source: str) -> None:
         """Refuses a tokenizer whose ids aren't 0 to V - 1, or that doesn't know every byte."""
@@ -71,8 +93,12 @@ class Tokenizer:
             raise CheckpointError(f"{source}: doesn't keep every byte of a text; 'mm tokenizer' makes one that does")
 
     @classmethod
-    def read(cls, path: str | Path) -> Tokenizer:
+    def read(cls, path: str | Path, special: Mapping[str, Any] | None = None) -> Tokenizer:
         """Reads a ``tokenizer.json``.
+
+        Args:
+            path: the file.
+            special: ids of special tokens, as for the class.
 
         Raises:
             CheckpointError: the file is missing or isn't a tokenizer.
@@ -85,15 +111,16 @@ class Tokenizer:
             ) from error
         except UnicodeDecodeError as error:
             raise CheckpointError(f"{path}: isn't UTF-8, so not a tokenizer.json") from error
-        return cls.from_json(text, str(path))
+        return cls.from_json(text, str(path), special)
 
     @classmethod
-    def from_json(cls, text: str, source: str) -> Tokenizer:
+    def from_json(cls, text: str, source: str, special: Mapping[str, Any] | None = None) -> Tokenizer:
         """Reads what ``to_json`` gives.
 
         Args:
             text: JSON of the ``tokenizers`` library.
             source: where it came from, for the error message.
+            special: ids of special tokens, as for the class.
 
         Raises:
             CheckpointError: it isn't a tokenizer.
@@ -104,7 +131,7 @@ class Tokenizer:
             backend = Backend.from_str(text)
         except Exception as error:  # the library raises bare exceptions
             raise CheckpointError(f"{source}: not a tokenizer of the tokenizers library ({error})") from error
-        return cls(backend, source)
+        return cls(backend, source, special)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocabulary: int, languages: Sequence[str]) -> Tokenizer:

@@ -5,28 +5,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mm.layers import KeyValues
-from mm.models.text import TextTransformer
+from mm.models.text import Conditioning, TextTransformer
 
 
 class Decoder:
     """A text decoder in the middle of decoding: it has seen some tokens of every row.
 
-    The image keys and values are projected once per image and shared by its beams; the keys and values of tokens are
-    kept in a preallocated cache.
+    The image keys and values were projected once per image and are shared by its beams; the keys and values of tokens
+    are kept in a preallocated cache.
 
     Args:
         model: the text decoder.
-        image_tokens: (B, P, D) of the images that rows are about.
+        about: what each of B rows is about.
         capacity: the most tokens a row may reach.
         cached: keep keys and values between steps; without, every step reads the whole row again, which is slow and
             gives the same logits.
     """
 
-    def __init__(self, model: TextTransformer, image_tokens: Tensor, capacity: int, cached: bool = True) -> None:
+    def __init__(self, model: TextTransformer, about: Conditioning, capacity: int, cached: bool = True) -> None:
         self.model = model
-        self.context: list[KeyValues] = model.keys_values(image_tokens)
-        self.cache = model.cache(len(image_tokens), capacity) if cached else None
+        self.about = about
+        self.ahead = 0 if about.prefix is None else about.prefix.shape[1]
+        self.cache = model.cache(about.rows, self.ahead + capacity) if cached else None
 
     def select(self, rows: Tensor) -> None:
         """Keeps the given rows (R,), in that order; the rows of one image stay side by side."""
@@ -43,8 +43,14 @@ class Decoder:
         Returns:
             (R, V) float32 logits.
         """
-        new = tokens[:, self.cache.length :] if self.cache is not None else tokens
-        hidden = self.model(new, padding=padding, context=self.context, cache=self.cache)
+        prefix, seen = self.about.prefix, 0
+        if self.cache is not None and self.cache.length:
+            seen = self.cache.length - self.ahead
+        elif prefix is not None and len(prefix) != len(tokens):
+            prefix = prefix.repeat_interleave(len(tokens) // len(prefix), 0)
+        hidden = self.model(
+            tokens[:, seen:], padding=padding, context=self.about.context, prefix=prefix, cache=self.cache
+        )
         return self.model.logits(hidden[:, -1]).float()
 
 

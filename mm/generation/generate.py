@@ -1,4 +1,4 @@
-"""The way from image tokens to captions."""
+"""The way from what captions are about to captions."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from mm.errors import OptionError
 from mm.generation.config import GenerationConfig
 from mm.generation.decoder import Decoder
 from mm.generation.search import beam_search, greedy_search
-from mm.models.text import TextTransformer
+from mm.models.text import Conditioning, TextTransformer
 
 
 class Generated(NamedTuple):
@@ -34,7 +33,7 @@ class Generated(NamedTuple):
 @torch.inference_mode()
 def generate(
     model: TextTransformer,
-    image_tokens: Tensor,
+    about: Conditioning,
     prompts: Sequence[Sequence[int]],
     config: GenerationConfig,
     *,
@@ -46,7 +45,7 @@ def generate(
 
     Args:
         model: the text decoder.
-        image_tokens: (B, P, D).
+        about: what B captions are about.
         prompts: for each image the tokens that its caption begins with: the language token, then any prompt.
         config: strategy and options.
         end: id of the token that ends a caption.
@@ -60,8 +59,8 @@ def generate(
         ValueError: the number of prompts isn't that of the images, or a prompt is empty.
         OptionError: prompt and ``max_tokens`` together are more than the model has positions for.
     """
-    if len(prompts) != len(image_tokens):
-        raise ValueError(f"{len(prompts)} prompts for {len(image_tokens)} images")
+    if len(prompts) != about.rows:
+        raise ValueError(f"{len(prompts)} prompts for {about.rows} images")
     if not all(prompts):
         raise ValueError("a prompt has no token: it begins with the language token at least")
     if not prompts:
@@ -73,11 +72,11 @@ def generate(
             f"max_tokens {config.max_tokens} and a prompt of {longest - 1} tokens are more than the "
             f"{model.max_tokens} tokens of this model; max_tokens can be at most {max(0, room)}"
         )
-    device = image_tokens.device
+    device = model.embedding.weight.device
     prompt = torch.tensor([[fill] * (longest - len(p)) + list(p) for p in prompts], device=device)
     lengths = torch.tensor([len(p) for p in prompts], device=device)
     padding = torch.arange(longest, device=device)[None, :] >= longest - lengths[:, None]
-    decoder = Decoder(model, image_tokens, longest + config.max_tokens, cached)
+    decoder = Decoder(model, about, longest + config.max_tokens, cached)
     search = greedy_search if config.beams == 1 else beam_search
     even = all(len(p) == longest for p in prompts)
     found = search(decoder, prompt, None if even else padding, config, end, fill)

@@ -6,9 +6,25 @@ embedding.
 """
 
 from mm.layers.attention import Attention, KeyValues
-from mm.layers.block import Block
+from mm.layers.block import Block, Crossing
 from mm.layers.cache import SelfAttentionCache
-from mm.layers.feedforward import FeedForward
+from mm.layers.feedforward import ACTIVATIONS, FeedForward
 from mm.layers.masks import attention_mask
+from mm.layers.positions import RelativeBias, Rotary, Rotation
+from mm.layers.resampler import Resampler, ResamplerBlock
 
-__all__ = ["Attention", "Block", "FeedForward", "KeyValues", "SelfAttentionCache", "attention_mask"]
+__all__ = [
+    "ACTIVATIONS",
+    "Attention",
+    "Block",
+    "Crossing",
+    "FeedForward",
+    "KeyValues",
+    "RelativeBias",
+    "Resampler",
+    "ResamplerBlock",
+    "Rotary",
+    "Rotation",
+    "SelfAttentionCache",
+    "attention_mask",
+]

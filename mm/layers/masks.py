@@ -40,7 +40,7 @@ def attention_mask(
     """
     if keys < queries:
         raise ValueError(f"{keys} keys are fewer than {queries} queries")
-    if kind == "bidirectional" or (kind == "causal" and queries == 1):
+    if kind == "bidirectional" or (kind in ("causal", "prefix") and queries == 1):
         allowed = None
     elif kind in ("causal", "prefix"):
         key = torch.arange(keys, device=device)

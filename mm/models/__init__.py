@@ -1,19 +1,27 @@
 """Models built from ``mm.layers``: vision encoders, text transformers and what they make together."""
 
-from mm.models.architecture import Architecture, build
+from mm.models.architecture import Architecture, Parts, TextParts, build, build_language
 from mm.models.dual_encoder import DualEncoder
-from mm.models.text import TextTransformer
+from mm.models.language import LanguageModel
+from mm.models.text import Conditioning, Context, Head, TextTransformer
 from mm.models.vision import ConvStem, HybridViT, TimmViT
 from mm.models.vision_language import SpecialTokens, VisionLanguageModel
 
 __all__ = [
     "Architecture",
+    "Conditioning",
+    "Context",
     "ConvStem",
     "DualEncoder",
+    "Head",
     "HybridViT",
+    "LanguageModel",
+    "Parts",
     "SpecialTokens",
+    "TextParts",
     "TextTransformer",
     "TimmViT",
     "VisionLanguageModel",
     "build",
+    "build_language",
 ]

@@ -3,24 +3,119 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from mm.layers import Block, KeyValues, SelfAttentionCache, attention_mask
+from mm.layers import Block, KeyValues, RelativeBias, Rotary, SelfAttentionCache, attention_mask
 from mm.layers.masks import MaskKind
 
 
+class Context(NamedTuple):
+    """What blocks attend to beside the text, projected once.
+
+    Args:
+        layers: keys and values for each block; None for one without cross-attention.
+        mask: (B, 1, 1 or T, P) bool, true where a token may look; None for everywhere. Tokens behind the T-th look
+            where the last one does.
+    """
+
+    layers: Sequence[KeyValues | None]
+    mask: Tensor | None = None
+
+    def rows(self, rows: Tensor) -> Context:
+        """Gives the context of the given rows (R,), in that order, with repetition."""
+        layers = [None if kv is None else KeyValues(kv.keys[rows], kv.values[rows]) for kv in self.layers]
+        return Context(layers, None if self.mask is None else self.mask[rows])
+
+    def expand(self, count: int) -> Context:
+        """Gives that of one row for ``count`` rows, without copying it."""
+        layers = [
+            None if kv is None else KeyValues(kv.keys.expand(count, -1, -1, -1), kv.values.expand(count, -1, -1, -1))
+            for kv in self.layers
+        ]
+        return Context(layers, None if self.mask is None else self.mask.expand(count, -1, -1, -1))
+
+    def for_tokens(self, first: int, last: int) -> Tensor | None:
+        """Gives the mask of the tokens from ``first`` up to ``last``."""
+        if self.mask is None or self.mask.shape[2] == 1:
+            return self.mask
+        known = torch.arange(first, last, device=self.mask.device).clamp_max(self.mask.shape[2] - 1)
+        return self.mask[:, :, known]
+
+
+class Conditioning(NamedTuple):
+    """What a batch of texts is about: images or other texts, seen by cross-attention, in front of the text, or not.
+
+    Args:
+        rows: how many there are, B.
+        context: what cross-attention sees; None for nothing.
+        prefix: (B, P, D) tokens in front of each text; None for none.
+    """
+
+    rows: int
+    context: Context | None = None
+    prefix: Tensor | None = None
+
+    def of(self, rows: Tensor) -> Conditioning:
+        """Gives that of the given rows (R,), in that order, with repetition."""
+        return Conditioning(
+            len(rows),
+            None if self.context is None else self.context.rows(rows),
+            None if self.prefix is None else self.prefix[rows],
+        )
+
+
+class Head(nn.Module):
+    """From hidden states to logits.
+
+    Args:
+        vocabulary: number of tokens V.
+        transform: what hidden states pass first, or None.
+        weight: a (V, D) map of its own; None to use the token embedding.
+        bias: whether logits have a bias.
+        scale: what hidden states are multiplied with.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        *,
+        transform: nn.Module | None = None,
+        weight: Tensor | None = None,
+        bias: bool = True,
+        scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.transform = transform
+        self.weight = None if weight is None else nn.Parameter(weight)
+        self.bias = nn.Parameter(torch.zeros(vocabulary)) if bias else None
+        self.scale = scale
+
+    def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
+        """Maps (..., D) hidden states to (..., V) logits, with the (V, D) ``embedding`` where it has no weight."""
+        if self.transform is not None:
+            hidden = self.transform(hidden)
+        if self.scale != 1.0:
+            hidden = hidden * self.scale
+        return nn.functional.linear(hidden, embedding if self.weight is None else self.weight, self.bias)
+
+
 class TextTransformer(nn.Module):
-    """Token embeddings, learned positions and a stack of blocks under one mask.
+    """Token embeddings, positions of one kind and a stack of blocks under one mask.
 
     Args:
         embedding: (V, D) token embedding; may be shared with another transformer.
         blocks: the stack, at least one.
         max_tokens: the most tokens a sequence may have.
-        mask: ``bidirectional`` for an encoder, ``causal`` for a decoder.
-        head: share the embedding as the map from D to V logits, with a bias of its own; without it there are no logits.
+        mask: ``bidirectional`` for an encoder, ``causal`` for a decoder. An image in front of a text, a prefix, is seen
+            by all of it.
+        positions: learned positions (``"learned"``), rotary ones, a relative bias, or None.
+        norm: of what comes out; None for none.
+        embedding_norm: of embedded tokens; None for none.
+        embedding_scale: what embedded tokens are multiplied with.
+        head: maps hidden states to logits; without it there are none.
         dropout: probability of dropping a unit of the embedded tokens while training.
     """
 
@@ -31,7 +126,11 @@ class TextTransformer(nn.Module):
         max_tokens: int,
         mask: MaskKind,
         *,
-        head: bool = False,
+        positions: str | Rotary | RelativeBias | None = "learned",
+        norm: nn.Module | None = None,
+        embedding_norm: nn.Module | None = None,
+        embedding_scale: float = 1.0,
+        head: Head | None = None,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -39,36 +138,50 @@ class TextTransformer(nn.Module):
         self.width = embedding.embedding_dim
         self.max_tokens = max_tokens
         self.mask: MaskKind = mask
-        self.positions = nn.Parameter(torch.randn(max_tokens, self.width) * 0.02)
+        learned = positions == "learned"
+        self.positions = nn.Parameter(torch.randn(max_tokens, self.width) * 0.02) if learned else None
+        self.rotary = positions if isinstance(positions, Rotary) else None
+        self.relative = positions if isinstance(positions, RelativeBias) else None
+        self.embedding_norm = embedding_norm
+        self.embedding_scale = embedding_scale
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(blocks)
-        self.norm = nn.LayerNorm(self.width) if self._stack()[0].pre_norm else nn.Identity()
-        self.head_bias = nn.Parameter(torch.zeros(embedding.num_embeddings)) if head else None
+        self.norm = norm or nn.Identity()
+        self.head = head
 
     def _stack(self) -> list[Block]:
         return cast(list[Block], list(self.blocks))
 
-    def keys_values(self, context: Tensor) -> list[KeyValues]:
-        """Projects (B, P, D) image tokens once for the cross-attention of every block.
+    @property
+    def crosses(self) -> bool:
+        """Whether it has cross-attention."""
+        return any(block.cross_attention is not None or block.crossing is not None for block in self._stack())
+
+    def keys_values(self, context: Tensor, padding: Tensor | None = None) -> Context:
+        """Projects what the cross-attention of every block sees once.
+
+        Args:
+            context: (B, P, D) image tokens, or the hidden states of a text.
+            padding: (B, P) bool, true at real tokens; None where all are.
 
         Raises:
-            ValueError: a block has no cross-attention.
+            ValueError: no block has cross-attention.
         """
-        crossing = [block.cross_attention for block in self._stack()]
-        if None in crossing:
+        if not self.crosses:
             raise ValueError("this text transformer has blocks without cross-attention")
-        return [attention.keys_values(context) for attention in crossing if attention is not None]
+        mask = None if padding is None else padding[:, None, None, :]
+        return Context([block.keys_values(context) for block in self._stack()], mask)
 
     def cache(self, rows: int, capacity: int) -> SelfAttentionCache:
-        """Makes an empty cache for ``rows`` sequences of up to ``capacity`` tokens."""
-        heads = self._stack()[0].attention.heads
+        """Makes an empty cache for ``rows`` sequences of up to ``capacity`` tokens, those of a prefix included."""
+        attention = self._stack()[0].attention
         weight = self.embedding.weight
         return SelfAttentionCache(
             len(self.blocks),
             rows,
-            heads,
+            attention.key_value_heads,
             capacity,
-            self.width // heads,
+            attention.head_width,
             dtype=weight.dtype,
             device=weight.device,
         )
@@ -78,7 +191,8 @@ class TextTransformer(nn.Module):
         tokens: Tensor,
         *,
         padding: Tensor | None = None,
-        context: Sequence[KeyValues] | None = None,
+        context: Context | None = None,
+        prefix: Tensor | None = None,
         cache: SelfAttentionCache | None = None,
     ) -> Tensor:
         """Runs the stack on tokens that follow those in ``cache``.
@@ -87,37 +201,86 @@ class TextTransformer(nn.Module):
             tokens: (B, T) int64 token ids.
             padding: (B, cached + T) bool, true at real tokens. Positions count real tokens only, so that padding on the
                 left changes nothing.
-            context: the image's keys and values, one for each block, from ``keys_values``.
-            cache: what earlier calls saw; it is extended by T tokens.
+            context: what the cross-attention sees, from ``keys_values``.
+            prefix: (B, P, D) image tokens in front of the text, which see each other. With a cache they go into it with
+                the first tokens: they are given again with later ones, and skipped.
+            cache: what earlier calls saw; it is extended by the tokens, and the prefix before the first.
 
         Returns:
-            (B, T, D) hidden states.
+            (B, T, D) hidden states of the tokens.
 
         Raises:
             ValueError: more tokens than ``max_tokens``.
         """
-        past = cache.length if cache is not None else 0
-        queries, keys = tokens.shape[1], past + tokens.shape[1]
-        if keys > self.max_tokens:
-            raise ValueError(f"{keys} tokens are more than the {self.max_tokens} that this model has positions for")
-        if padding is None:
-            positions = self.positions[past:keys]
-        else:
-            positions = self.positions[(padding.cumsum(1) - 1).clamp_min(0)[:, past:]]
-        mask = attention_mask(self.mask, queries, keys, padding=padding, device=tokens.device)
-        x = self.dropout(self.embedding(tokens) + positions)
+        ahead = 0 if prefix is None else prefix.shape[1]
+        begun = cache is not None and cache.length > 0
+        past = cache.length - ahead if begun and cache is not None else 0
+        end = past + tokens.shape[1]
+        if end > self.max_tokens:
+            raise ValueError(f"{end} tokens are more than the {self.max_tokens} that this model has positions for")
+        x = self.embedding(tokens)
+        if self.embedding_scale != 1.0:
+            x = x * self.embedding_scale
+        places = torch.arange(past, end, device=tokens.device)
+        if padding is not None:
+            places = (padding.cumsum(1) - 1).clamp_min(0)[:, past:]
+        if self.positions is not None:
+            x = x + self.positions[places]
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
+        x = self.dropout(x)
+        if prefix is not None and not begun:
+            x = torch.cat([prefix.to(x.dtype), x], 1)
+        x = self._run(x, ahead, places, padding, context, cache, (past, end))
+        return x[:, -tokens.shape[1] :]
+
+    def _run(
+        self,
+        x: Tensor,
+        ahead: int,
+        places: Tensor,
+        padding: Tensor | None,
+        context: Context | None,
+        cache: SelfAttentionCache | None,
+        span: tuple[int, int],
+    ) -> Tensor:
+        """Runs the blocks on embedded (B, T, D) tokens, ``ahead`` of them an image's in front of the first text."""
+        queries, keys = x.shape[1], ahead + span[1]
+        if padding is not None and ahead:
+            padding = torch.cat([padding.new_ones(len(padding), ahead), padding], 1)
+        kind: MaskKind = "prefix" if ahead and self.mask == "causal" else self.mask
+        mask = attention_mask(kind, queries, keys, padding=padding, prefix=ahead, device=x.device)
+        rotation = None
+        if self.rotary is not None:
+            places = places + ahead
+            if queries > places.shape[-1]:
+                image = torch.arange(ahead, device=x.device).expand(*places.shape[:-1], -1)
+                places = torch.cat([image, places], -1)
+            rotation = self.rotary(places)
+        if self.relative is not None:
+            bias = self.relative(queries, keys)
+            mask = bias if mask is None else torch.where(mask, bias, -torch.inf)
+        context_mask = None if context is None else context.for_tokens(*span)
         for layer, block in enumerate(self._stack()):
-            x = block(x, mask=mask, context=context[layer] if context else None, cache=cache, layer=layer)
+            x = block(
+                x,
+                mask=mask,
+                rotation=rotation,
+                context=None if context is None else context.layers[layer],
+                context_mask=context_mask,
+                cache=cache,
+                layer=layer,
+            )
         if cache is not None:
             cache.advance(queries)
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Maps (..., D) hidden states to (..., V) logits of the next token.
+        """Maps (..., D) hidden states to (..., V) logits.
 
         Raises:
             ValueError: this transformer was built without a head.
         """
-        if self.head_bias is None:
+        if self.head is None:
             raise ValueError("this text transformer has no language-model head")
-        return nn.functional.linear(hidden, self.embedding.weight, self.head_bias)
+        return self.head(hidden, self.embedding.weight)

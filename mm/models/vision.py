@@ -70,23 +70,34 @@ def _vit(name: str, image_size: int) -> Any:
 
 
 class TimmViT(nn.Module):
-    """Any vision transformer of timm; its tokens include the class token where it has one.
+    """A vision transformer of timm; its tokens include the class token where it has one.
 
     Args:
-        name: timm's name, such as ``vit_base_patch16_224``.
+        model: of timm.
+        name: what it is called, for messages.
         image_size: side of the square input in pixels.
         mean: per-channel mean of the pixels its weights expect.
         std: per-channel standard deviation likewise.
+        keep_pool: keep the attention that pools its tokens into one, for ``pool``.
 
     Raises:
-        UsageError: timm has no such model, or its features aren't a sequence of tokens.
+        UsageError: its features aren't a sequence of tokens.
     """
 
-    def __init__(self, name: str, image_size: int, mean: Iterable[float], std: Iterable[float]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        name: str,
+        image_size: int,
+        mean: Iterable[float],
+        std: Iterable[float],
+        *,
+        keep_pool: bool = False,
+    ) -> None:
         super().__init__()
         self.normalize = Normalize(mean, std)
-        self.model = _vit(name, image_size)
-        if getattr(self.model, "attn_pool", None) is not None:
+        self.model = model
+        if getattr(self.model, "attn_pool", None) is not None and not keep_pool:
             self.model.attn_pool = None  # pools tokens into one; here all of them are used
         self.width: int = self.model.num_features
         self.prefix_tokens: int = getattr(self.model, "num_prefix_tokens", 0)
@@ -103,6 +114,19 @@ class TimmViT(nn.Module):
                 f"timm's {name!r} gives features of shape {tuple(shape)}, not tokens; use it as a hybrid's stem"
             )
         self.model.train()
+
+    @classmethod
+    def named(cls, name: str, image_size: int, mean: Iterable[float], std: Iterable[float]) -> TimmViT:
+        """Builds a model of timm by its name, such as ``vit_base_patch16_224``.
+
+        Raises:
+            UsageError: timm has no such model, or its features aren't a sequence of tokens.
+        """
+        return cls(_vit(name, image_size), name, image_size, mean, std)
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Maps (B, P, D) image tokens to the (B, D) that its own attention pools them into."""
+        return self.model.attn_pool(tokens)
 
     def frozen(self, pixels: Tensor) -> Tensor:
         """Returns (B, 3, H, W) ``pixels`` as they are: nothing of it is frozen."""

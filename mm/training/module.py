@@ -16,13 +16,12 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from mm.checkpoints.backbones import load_stem_weights
-from mm.checkpoints.directory import special_tokens
+from mm.checkpoints.directory import OWN, describe_build, special_tokens
 from mm.data.datamodule import CaptionData
 from mm.data.dataset import Batch
 from mm.data.tokenizer import Tokenizer
-from mm.data.transforms import to_pixels
+from mm.data.transforms import Preprocessing, to_pixels
 from mm.errors import CheckpointError, OptionError
-from mm.layers import KeyValues
 from mm.models import Architecture, HybridViT, build
 from mm.training.attention import fast_attention
 from mm.training.losses import Losses, caption_loss, contrastive_loss, hard_negatives, matching_loss, similarities
@@ -85,6 +84,7 @@ class VisionLanguageTraining(L.LightningModule):
 
             loaded = load_vision_language(init)
             self.architecture, self.tokenizer, self.model = loaded.architecture, loaded.tokenizer, loaded.model.train()
+            self.preprocessing, self.family = loaded.preprocessing, loaded.family
             if frozen_stages is not None:
                 self._freeze(frozen_stages)
         else:
@@ -95,11 +95,11 @@ class VisionLanguageTraining(L.LightningModule):
                     "model.frozen_stages is for a model given as model.init; set model.architecture.frozen_stages"
                 )
             torch.manual_seed(seed)
-            self.architecture = architecture
+            self.architecture, self.preprocessing, self.family = architecture, None, OWN
             self.tokenizer = Tokenizer.read(find_tokenizer(tokenizer))
             self.model = build(self.architecture, len(self.tokenizer), special_tokens(self.tokenizer))
             if vision_weights is not None:
-                load_stem_weights(self.model.vision, self.architecture.vision, vision_weights)  # type: ignore[arg-type]
+                load_stem_weights(self.model.vision, self.architecture.vision, vision_weights)
         self._run: ValidationRun | None = None
 
     def _freeze(self, stages: int) -> None:
@@ -109,6 +109,11 @@ class VisionLanguageTraining(L.LightningModule):
             raise OptionError(f"model.frozen_stages must be at least -1, not {stages}")
         self.model.vision.stem.freeze(stages)
         self.architecture = replace(self.architecture, frozen_stages=stages)
+
+    @property
+    def transform(self) -> Preprocessing:
+        """How images become the pixels that the model takes."""
+        return self.preprocessing or Preprocessing(self.architecture.image_size)
 
     @property
     def pretrained(self) -> torch.nn.Module:
@@ -207,11 +212,10 @@ class VisionLanguageTraining(L.LightningModule):
     def _captioning_loss(self, images: Tensor, batch: Batch, groups: Sequence[tuple[slice, Tensor, Tensor]]) -> Tensor:
         """Predicts every caption from its image: (B, P, D) image tokens, and captions in groups of similar length."""
         model = self.model
-        image_context = model.text_decoder.keys_values(images)
+        about = model.about(images)
         logits, targets = [], []
         for group, ids, real in groups:
-            context = _of_images(image_context, batch["rows"][group])
-            logits.append(model.caption_logits(context, batch["languages"][group], ids, real))
+            logits.append(model.caption_logits(about.of(batch["rows"][group]), batch["languages"][group], ids, real))
             targets.append(model.caption_targets(ids, real, batch["complete"][group]))
         return caption_loss(torch.cat(logits), torch.cat(targets), self.losses.smoothing)
 
@@ -227,7 +231,7 @@ class VisionLanguageTraining(L.LightningModule):
         matched = torch.arange(len(text), device=text.device) < len(chosen)
         right = same[image, text] == matched  # there is no negative where all chosen captions are of one image
         image, text, matched = image[right], text[right], matched[right]
-        context = _of_images(model.text_encoder.keys_values(images), image)
+        context = model.encoder.keys_values(images).rows(image)
         return matching_loss(model.match_logits(context, tokens[text], padding[text]), matched)
 
     def on_validation_epoch_start(self) -> None:
@@ -307,8 +311,5 @@ class VisionLanguageTraining(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what it takes to use the weights: architecture and tokenizer."""
-        checkpoint["mm"] = {"architecture": asdict(self.architecture), "tokenizer": self.tokenizer.to_json()}
-
-
-def _of_images(context: Sequence[KeyValues], rows: Tensor) -> list[KeyValues]:
-    return [KeyValues(layer.keys[rows], layer.values[rows]) for layer in context]
+        described = describe_build(self.architecture, self.tokenizer, self.preprocessing, self.family)
+        checkpoint["mm"] = described | {"tokenizer": self.tokenizer.to_json()}

@@ -103,8 +103,8 @@ class ValidationRun:
     def _caption(self, tokens: Tensor) -> list[str]:
         start = self.tokenizer.languages[self.language]
         found = generate(
-            self.model.text_decoder,
-            tokens,
+            self.model.decoder,
+            self.model.about(tokens),
             [[start]] * len(tokens),
             self.config,
             end=self.tokenizer.end,
@@ -130,7 +130,7 @@ class ValidationRun:
         vectors = []
         with torch.inference_mode():
             for start in range(0, len(texts), batch_size):
-                rows = self.tokenizer.encode(texts[start : start + batch_size], self.model.text_encoder.max_tokens - 1)
+                rows = self.tokenizer.encode(texts[start : start + batch_size], self.model.encoder.max_tokens - 1)
                 tokens, padding = (torch.from_numpy(a).to(device) for a in self.tokenizer.pad(rows))
                 vectors.append(self.model.text_embedding(tokens, padding).float().cpu())
         return torch.cat([torch.empty(0, self.model.embedding_width), *vectors])

@@ -76,7 +76,7 @@ def test_weights_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_weights_of_a_plain_vit(tmp_path: Path) -> None:
     torch.manual_seed(1)
-    vision = TimmViT("test_vit", 160, (0.0,) * 3, (1.0,) * 3).eval()
+    vision = TimmViT.named("test_vit", 160, (0.0,) * 3, (1.0,) * 3).eval()
     torch.save(timm.create_model("test_vit", num_classes=7).state_dict(), tmp_path / "seven.pth")
     with pytest.raises(CheckpointError, match="don't fit"):
         load_stem_weights(vision, "test_vit", str(tmp_path / "seven.pth"))

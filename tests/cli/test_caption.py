@@ -203,7 +203,7 @@ def test_nothing_usable_leaves_no_captions_of_an_earlier_run(run, model, photos,
 
 
 def test_images_are_captioned_together_as_told(run, model, photos, monkeypatch):
-    from mm import pipeline
+    from mm.pipeline import vision_language as pipeline
 
     sizes, generate = [], pipeline.generate
 

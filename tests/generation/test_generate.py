@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import decoder
+from tiny import about, decoder
 
 from mm.errors import OptionError
 from mm.generation import Generated, GenerationConfig, generate
@@ -29,7 +29,7 @@ CONFIGS = {
 def run(model: TextTransformer, config: GenerationConfig, which: list[int], cached: bool = True) -> list[Generated]:
     images = torch.randn(len(PROMPTS), 9, 24, generator=torch.Generator().manual_seed(7))
     prompts = [PROMPTS[i] for i in which]
-    return generate(model, images[which], prompts, config, end=END, fill=FILL, cached=cached)
+    return generate(model, about(model, images[which]), prompts, config, end=END, fill=FILL, cached=cached)
 
 
 def tokens(captions: list[Generated]) -> list[list[int]]:
@@ -135,7 +135,7 @@ def test_beam_search_with_room_for_everything_is_exhaustive_search(seed: int, pe
                 score = float(likelihood(model, image, [0], list(new)).sum())
                 ranked.append((score / length**penalty, [token for token in new if token != end], score))
     config = GenerationConfig(beams=64, max_tokens=longest, length_penalty=penalty, min_tokens=0)
-    found = generate(model, image[None], [[0]], config, end=end, fill=0)[0]
+    found = generate(model, about(model, image[None]), [[0]], config, end=end, fill=0)[0]
     _, best, score = max(ranked)
     assert found.tokens == best and found.score == pytest.approx(score, abs=1e-4)
 
@@ -159,14 +159,15 @@ def test_penalty_divides_what_is_above_zero_and_multiplies_what_is_below() -> No
 
 def test_wrong_use_is_refused_before_any_work() -> None:
     model = decoder(VOCABULARY, END)
+    image = about(model, torch.zeros(1, 9, 24))
     with pytest.raises(OptionError, match=r"max_tokens 39 and a prompt of 2 tokens .* at most 38"):
-        generate(model, torch.zeros(1, 9, 24), [[1, 4, 5]], GenerationConfig(max_tokens=39), end=END, fill=FILL)
-    generate(model, torch.zeros(1, 9, 24), [[1, 4, 5]], GenerationConfig(max_tokens=38), end=END, fill=FILL)
+        generate(model, image, [[1, 4, 5]], GenerationConfig(max_tokens=39), end=END, fill=FILL)
+    generate(model, image, [[1, 4, 5]], GenerationConfig(max_tokens=38), end=END, fill=FILL)
     with pytest.raises(ValueError, match="1 prompts for 2 images"):
-        generate(model, torch.zeros(2, 9, 24), [[1]], GenerationConfig(), end=END, fill=FILL)
+        generate(model, about(model, torch.zeros(2, 9, 24)), [[1]], GenerationConfig(), end=END, fill=FILL)
     with pytest.raises(ValueError, match="language token"):
-        generate(model, torch.zeros(1, 9, 24), [[]], GenerationConfig(), end=END, fill=FILL)
-    assert generate(model, torch.zeros(0, 9, 24), [], GenerationConfig(), end=END, fill=FILL) == []
+        generate(model, about(model, torch.zeros(1, 9, 24)), [[]], GenerationConfig(), end=END, fill=FILL)
+    assert generate(model, about(model, torch.zeros(0, 9, 24)), [], GenerationConfig(), end=END, fill=FILL) == []
 
 
 @pytest.mark.parametrize(

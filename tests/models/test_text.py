@@ -10,7 +10,8 @@ from mm.models.presets import block
 
 def encoder() -> TextTransformer:
     torch.manual_seed(0)
-    return TextTransformer(torch.nn.Embedding(20, 16), [block(16, 2) for _ in range(2)], 10, "bidirectional").eval()
+    stack = [block(16, 2) for _ in range(2)]
+    return TextTransformer(torch.nn.Embedding(20, 16), stack, 10, "bidirectional", norm=torch.nn.LayerNorm(16)).eval()
 
 
 def test_padding_on_the_right_changes_nothing() -> None:

@@ -59,7 +59,7 @@ def test_a_batch_of_images_equals_its_parts(frozen: int, grad: bool) -> None:
 
 
 def test_frozen_and_tokens_make_the_whole() -> None:
-    for model in (hybrid(3), TimmViT("test_vit", 64, (0.5,) * 3, (0.5,) * 3).eval()):
+    for model in (hybrid(3), TimmViT.named("test_vit", 64, (0.5,) * 3, (0.5,) * 3).eval()):
         pixels = pictures()
         assert torch.equal(model.tokens(model.frozen(pixels)), model(pixels))
 
@@ -119,6 +119,6 @@ def test_the_first_token_of_a_hybrid_sums_up_the_pooled_features() -> None:
     ],
 )
 def test_prefix_tokens_come_before_the_patches(name: str, prefix: int, summary: bool) -> None:
-    model = TimmViT(name, 64, (0.5,) * 3, (0.5,) * 3).eval()
+    model = TimmViT.named(name, 64, (0.5,) * 3, (0.5,) * 3).eval()
     assert (model.prefix_tokens, model.has_summary) == (prefix, summary)
     assert model(pictures()).shape[1] == prefix + 16

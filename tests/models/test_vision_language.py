@@ -38,7 +38,7 @@ def total_loss(net: VisionLanguageModel) -> torch.Tensor:
     same = rows[None, :] == torch.arange(3)[:, None]
     wide = images[rows]
     language = torch.full((6,), net.special.languages["en"])
-    logits = net.caption_logits(net.text_decoder.keys_values(wide), language, tokens, padding)
+    logits = net.caption_logits(net.about(wide), language, tokens, padding)
     matches = net.match_logits(net.text_encoder.keys_values(wide), tokens, padding)
     return (
         contrastive_loss(*vectors, same, net.logit_scale.exp())
@@ -122,16 +122,15 @@ def test_captions_that_were_cut_do_not_learn_to_end() -> None:
 def test_caption_logits_line_up_with_targets() -> None:
     net = model(WORDS)
     tokens, padding = texts()
-    context = net.text_decoder.keys_values(net.image_tokens(torch.rand(6, 3, 32, 32)))
-    logits = net.caption_logits(context, torch.full((6,), WORDS.languages["zh"]), tokens, padding)
+    about = net.about(net.image_tokens(torch.rand(6, 3, 32, 32)))
+    logits = net.caption_logits(about, torch.full((6,), WORDS.languages["zh"]), tokens, padding)
     targets = net.caption_targets(tokens, padding, COMPLETE)
     assert logits.shape == (len(targets), len(WORDS))
     start = 0
     for row in range(6):
         real = tokens[row, padding[row]]
         begun = torch.cat([torch.tensor([WORDS.languages["zh"]]), real])
-        alone = [type(layer)(layer.keys[row : row + 1], layer.values[row : row + 1]) for layer in context]
-        hidden = net.text_decoder(begun[None], context=alone)
+        hidden = net.text_decoder(begun[None], context=about.of(torch.tensor([row])).context)
         torch.testing.assert_close(net.text_decoder.logits(hidden)[0], logits[start : start + len(begun)])
         start += len(begun)
 

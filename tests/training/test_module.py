@@ -37,8 +37,8 @@ def test_losses_of_a_batch_are_those_of_its_parts(tmp_path: Path) -> None:
     for row, tokens, real, language in zip(rows, batch["tokens"], batch["padding"], batch["languages"], strict=True):
         ids, whole = tokens[real][None], torch.ones(1, int(real.sum()), dtype=torch.bool)
         texts.append(model.text_embedding(ids, whole))
-        context = model.text_decoder.keys_values(images[row][None])
-        logits.append(model.caption_logits(context, language[None], ids, whole))
+        about = model.about(images[row][None])
+        logits.append(model.caption_logits(about, language[None], ids, whole))
         targets.append(model.caption_targets(ids, whole, torch.ones(1, dtype=torch.bool)))
     same = torch.arange(4)[:, None] == rows[None, :]
     expected = contrastive_loss(model.image_embedding(images), torch.cat(texts), same, model.logit_scale.exp())
@@ -54,7 +54,7 @@ class Spied:
         self.module, self.seen = module, []
 
     def __call__(self, context: Any, tokens: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
-        self.seen.append((context[0].keys[:, 0, 0, 0].tolist(), tokens.tolist()))
+        self.seen.append((context.layers[0].keys[:, 0, 0, 0].tolist(), tokens.tolist()))
         return torch.zeros(len(tokens), 2, requires_grad=True)
 
 
@@ -65,7 +65,7 @@ def test_matching_sees_pairs_and_hard_negatives(
     module = training(tmp_path, losses=Losses(match_pairs=match_pairs)).eval()
     batch = a_batch(tmp_path, module)
     images = module.model.image_tokens(batch["pixels"])
-    names = module.model.text_encoder.keys_values(images)[0].keys[:, 0, 0, 0].tolist()
+    names = module.model.text_encoder.keys_values(images).layers[0].keys[:, 0, 0, 0].tolist()
     spied = Spied(module)
     monkeypatch.setattr(module.model, "match_logits", spied)
     owner: dict[str, set[int]] = {}

@@ -38,7 +38,7 @@ def test_every_parameter_is_in_one_group_with_its_rate_and_decay(architecture: A
         assert group["lr"] == pytest.approx(2e-3 * (0.25 if id(parameter) in slow else 1.0)), name
         last = name.rpartition(".")[2]
         bare = parameter.ndim < 2 or "embedding.weight" in name
-        bare = bare or last in ("positions", "pos_embed", "cls_token", "head_bias", "logit_scale")
+        bare = bare or last in ("positions", "pos_embed", "cls_token", "logit_scale")
         assert group["weight_decay"] == (0.0 if bare else 0.07), name
     decaying = [n for n, p in net.named_parameters() if place[id(p)]["weight_decay"]]
     assert any("query.weight" in name for name in decaying) and not any("norm" in name for name in decaying)

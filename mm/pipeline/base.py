@@ -1,4 +1,4 @@
-"""What a user holds in hand: a loaded model that captions, embeds and matches images."""
+"""What every loaded model has in common: it embeds, and may caption, match or answer."""
 
 from __future__ import annotations
 
@@ -6,22 +6,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from mm.checkpoints.directory import Loaded, first_line
-from mm.checkpoints.resolve import BUILT_IN, load_vision_language
+from mm.checkpoints.resolve import BUILT_IN
 from mm.data.images import convert_image, decode_image, read_image
-from mm.data.tokenizer import clean_caption
-from mm.data.transforms import ImageTransform, to_pixels
 from mm.errors import CapabilityError, OptionError
-from mm.generation import GenerationConfig, generate
-from mm.layers import KeyValues
-from mm.models import DualEncoder
+from mm.generation import GenerationConfig
 
 ImageLike = Image.Image | str | Path | bytes
 CAPTION = GenerationConfig(beams=3, repetition_penalty=1.2)
@@ -47,38 +41,12 @@ class Caption:
         return self.text
 
 
-def load(name: str | Path = "mm-tiny", device: str | torch.device | None = None) -> Pipeline:
-    """Loads a model.
-
-    Args:
-        name: ``mm-tiny``, a model directory, a training checkpoint, ``hf:owner/name``, or
-            ``open_clip:architecture/tag`` where the tag may be a local file.
-        device: where it runs; None for the GPU if there is one.
-
-    Raises:
-        UnknownModelError: the name names nothing.
-        CheckpointError: what it names can't be read.
-        OptionError: there is no such device.
-    """
-    try:
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=place)
-    except (AssertionError, RuntimeError) as error:
-        raise OptionError(f"device {str(device)!r} can't be used ({first_line(error)})") from error
-    if str(name).startswith("open_clip:"):
-        from mm.checkpoints.open_clip import load_open_clip
-
-        encoder, transform, fingerprint = load_open_clip(str(name))
-        return DualEncoderPipeline(str(name), encoder, transform, fingerprint, place)
-    return VisionLanguagePipeline(str(name), load_vision_language(name), place)
-
-
 class Pipeline(ABC):
     """A model that can be used: what every kind has in common.
 
     Args:
         name: what it was loaded as.
-        fingerprint: SHA-256 of its weights.
+        fingerprint: SHA-256 of its weights, as what ``str`` gives.
         transform: maps an RGB image to (3, H, W) pixels as the model takes them.
         preprocessing: what it does, in a few words.
         dimension: E of the shared space.
@@ -86,12 +54,12 @@ class Pipeline(ABC):
         device: where it runs.
     """
 
-    capabilities: ClassVar[tuple[str, ...]] = ("embed",)
+    capabilities: tuple[str, ...] = ("embed",)
 
     def __init__(
         self,
         name: str,
-        fingerprint: str,
+        fingerprint: object,
         transform: Callable[[Image.Image], Tensor],
         preprocessing: str,
         dimension: int,
@@ -99,12 +67,17 @@ class Pipeline(ABC):
         device: torch.device,
     ) -> None:
         self.name = name
-        self.fingerprint = fingerprint
+        self._fingerprint = fingerprint
         self._transform = transform
         self.preprocessing = preprocessing
         self.dimension = dimension
         self.languages = tuple(languages)
         self.device = device
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights, in hexadecimal."""
+        return str(self._fingerprint)
 
     def caption(
         self,
@@ -231,114 +204,3 @@ def open_image(image: ImageLike) -> Image.Image:
     if isinstance(image, Image.Image):
         return convert_image(image)
     return decode_image(image) if isinstance(image, bytes) else read_image(image)
-
-
-class VisionLanguagePipeline(Pipeline):
-    """A vision-language model of mm, with its tokenizer.
-
-    Args:
-        name: what it was loaded as.
-        loaded: model, tokenizer and architecture.
-        device: where it runs.
-    """
-
-    capabilities = ("caption", "embed", "match")
-
-    def __init__(self, name: str, loaded: Loaded, device: torch.device) -> None:
-        size = loaded.architecture.image_size
-        preprocessing = f"whole image scaled to {size}x{size}, bicubic"
-        width, languages = loaded.architecture.embedding_width, list(loaded.tokenizer.languages)
-        super().__init__(name, loaded.fingerprint, ImageTransform(size), preprocessing, width, languages, device)
-        self.model = loaded.model.to(device)
-        self.tokenizer = loaded.tokenizer
-        self.architecture = loaded.architecture
-
-    @torch.inference_mode()
-    def caption(
-        self,
-        images: ImageLike | Sequence[ImageLike],
-        *,
-        language: str = "en",
-        prompt: str | Sequence[str] = "",
-        config: GenerationConfig = CAPTION,
-        batch_size: int = 16,
-    ) -> list[Caption]:
-        self.require("caption", language)
-        count = 1 if isinstance(images, ImageLike) else len(images)
-        texts = [prompt] * count if isinstance(prompt, str) else list(prompt)
-        if len(texts) != count:
-            raise OptionError(f"{len(texts)} prompts for {count} images; give one, or one for each image")
-        first = self.tokenizer.languages[language]
-        prompts = [[first, *ids] for ids in self.tokenizer.encode(texts)]
-        captions: list[Caption] = []
-        for pixels in self._batches(images, batch_size):
-            found = generate(
-                self.model.text_decoder,
-                self.model.image_tokens(to_pixels(pixels)),
-                prompts[len(captions) : len(captions) + len(pixels)],
-                config,
-                end=self.tokenizer.end,
-                fill=self.tokenizer.padding,
-            )
-            written = self.tokenizer.decode([caption.tokens for caption in found])
-            captions += [
-                Caption(text, language, caption.score / max(1, caption.generated), caption.ended)
-                for text, caption in zip(written, found, strict=True)
-            ]
-        return captions
-
-    def _image_vectors(self, pixels: Tensor) -> Tensor:
-        return self.model.image_embedding(self.model.image_tokens(to_pixels(pixels)))
-
-    def _text_vectors(self, texts: Sequence[str]) -> Tensor:
-        return self.model.text_embedding(*self._tokens(texts))
-
-    @torch.inference_mode()
-    def match(self, images: ImageLike | Sequence[ImageLike], texts: str | Sequence[str]) -> np.ndarray:
-        texts = [texts] if isinstance(texts, str) else texts
-        if not texts:
-            return np.empty((1 if isinstance(images, ImageLike) else len(images), 0), np.float32)
-        tokens, padding = self._tokens(texts)
-        rows = []
-        for pixels in self._batches(images, 16):
-            for image in self.model.image_tokens(to_pixels(pixels)):
-                context = [
-                    KeyValues(layer.keys.expand(len(texts), -1, -1, -1), layer.values.expand(len(texts), -1, -1, -1))
-                    for layer in self.model.text_encoder.keys_values(image[None])
-                ]
-                rows.append(self.model.match_logits(context, tokens, padding).float().softmax(-1)[:, 1].cpu())
-        return torch.stack([*rows]).numpy() if rows else np.empty((0, len(texts)), np.float32)
-
-    def _tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        limit = self.model.text_encoder.max_tokens - 1
-        tokens, padding = self.tokenizer.pad(self.tokenizer.encode([clean_caption(text) for text in texts], limit))
-        return torch.from_numpy(tokens).to(self.device), torch.from_numpy(padding).to(self.device)
-
-
-class DualEncoderPipeline(Pipeline):
-    """A CLIP model of open_clip: it embeds.
-
-    Args:
-        name: what it was loaded as.
-        encoder: the two towers.
-        transform: maps an RGB image to (3, H, W) normalized pixels.
-        fingerprint: SHA-256 of its weights.
-        device: where it runs.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        encoder: DualEncoder,
-        transform: Callable[[Image.Image], Tensor],
-        fingerprint: str,
-        device: torch.device,
-    ) -> None:
-        super().__init__(name, fingerprint, transform, "open_clip's own", encoder.embedding_width, (), device)
-        self.encoder = encoder.to(device)
-
-    def _image_vectors(self, pixels: Tensor) -> Tensor:
-        return self.encoder.image_embedding(pixels)
-
-    def _text_vectors(self, texts: Sequence[str]) -> Tensor:
-        return self.encoder.text_embedding(texts)

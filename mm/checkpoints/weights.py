@@ -1,0 +1,221 @@
+"""Files of weights in the hub's layouts, read one tensor at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mm.errors import CheckpointError
+
+SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
+
+
+class Fingerprint:
+    """SHA-256 of files, computed when it is first asked for, as what ``str`` gives.
+
+    Args:
+        files: which.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = list(files)
+        self._stamps = [(path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]
+
+    def __str__(self) -> str:
+        return self.value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Fingerprint | str) and str(other) == self.value
+
+    def __hash__(self) -> int:
+        return hash(self.value)
+
+    @cached_property
+    def value(self) -> str:
+        """The hexadecimal digest.
+
+        Raises:
+            CheckpointError: a file was changed since, or can't be read.
+        """
+        digest = hashlib.sha256()
+        for path, stamp in zip(self.files, self._stamps, strict=True):
+            try:
+                with path.open("rb") as file:
+                    while block := file.read(1 << 20):
+                        digest.update(block)
+                now = (path.stat().st_size, path.stat().st_mtime_ns)
+            except OSError as error:
+                raise CheckpointError(f"{path}: can't be read ({error.strerror})") from error
+            if now != stamp:
+                raise CheckpointError(f"{path}: was changed while the model was in use; load it again")
+        return digest.hexdigest()
+
+
+class Renamed(Mapping[str, Tensor]):
+    """Weights of which some are read under other names.
+
+    Args:
+        state: the weights.
+        other_names: names that aren't in ``state``, and what they are called there.
+        gone: names in ``state`` that aren't names any longer.
+    """
+
+    def __init__(self, state: Mapping[str, Tensor], other_names: Mapping[str, str], gone: Collection[str] = ()) -> None:
+        self.state = state
+        self.other_names = other_names
+        self._names = [*(name for name in state if name not in gone), *other_names]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.state[self.other_names.get(name, name)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class Weights(Mapping[str, Tensor]):
+    """The weights of a folder: ``model.safetensors`` or ``pytorch_model.bin``, whole or in several files with an index.
+
+    A tensor is read when it is asked for. Nothing but tensors is ever taken from a pickle.
+
+    Args:
+        folder: where the files are.
+        kinds: names of the files to look for, the best first.
+
+    Raises:
+        CheckpointError: there are none, one is missing or damaged, or a pickle holds more than tensors.
+    """
+
+    def __init__(self, folder: Path, kinds: Sequence[str] = (SAFETENSORS, PICKLE)) -> None:
+        self.folder = folder
+        self.files = self._find(kinds)
+        self._home: dict[str, Path] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._pickles: dict[Path, dict[str, Tensor]] = {}
+        for path in self.files:
+            for name, shape in self._contents(path):
+                if name in self._home:
+                    raise CheckpointError(f"{path}: holds {name}, which {self._home[name].name} holds too")
+                self._home[name], self._shapes[name] = path, shape
+
+    def _find(self, kinds: Sequence[str]) -> list[Path]:
+        for name in kinds:
+            index = self.folder / f"{name}.index.json"
+            if (self.folder / name).is_file():
+                return [self.folder / name]
+            if index.is_file():
+                return _indexed(index)
+        missing = " or ".join(str(self.folder / name) for name in kinds)
+        raise CheckpointError(f"{missing}: can't be read (No such file or directory), nor an index of parts beside it")
+
+    def _contents(self, path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+        if path.suffix == ".safetensors":
+            with _opened(path) as file:
+                names = file.keys()
+                for name in names:
+                    yield name, tuple(file.get_slice(name).get_shape())
+        else:
+            self._pickles[path] = read_pickle(path, mmap=True)
+            for name, value in self._pickles[path].items():
+                yield name, tuple(value.shape)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Gives a tensor's shape without reading it."""
+        return self._shapes[name]
+
+    def __getitem__(self, name: str) -> Tensor:
+        path = self._home[name]
+        if path in self._pickles:
+            return self._pickles[path][name]
+        with _opened(path) as file:
+            return file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._home)
+
+    def __len__(self) -> int:
+        return len(self._home)
+
+    def close(self) -> None:
+        """Lets go of mapped pickles."""
+        self._pickles.clear()
+
+
+def read_pickle(path: Path, *, mmap: bool = False) -> dict[str, Tensor]:
+    """Reads a pickle that holds tensors by name and nothing else.
+
+    Args:
+        path: the file.
+        mmap: whether to leave the tensors on disk until they are used, where the file allows it.
+
+    Raises:
+        CheckpointError: it can't be read, or holds anything else.
+    """
+    try:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        except RuntimeError:
+            if not mmap:
+                raise
+            state = torch.load(path, map_location="cpu", weights_only=True)  # an old file, which can't be mapped
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read ({error.strerror})") from error
+    except Exception as error:  # torch raises several kinds for damaged files and for code
+        raise CheckpointError(f"{path}: can't be read as weights ({_line(error)})") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{path}: isn't a file of weights alone, each with its name")
+    return {str(name): value for name, value in state.items()}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a file that holds one JSON object.
+
+    Raises:
+        CheckpointError: it is missing or damaged, or holds something else.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not JSON ({_line(error)})") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: isn't a JSON object")
+    return values
+
+
+def _indexed(index: Path) -> list[Path]:
+    homes = read_json(index).get("weight_map")
+    if not isinstance(homes, dict) or not homes:
+        raise CheckpointError(f"{index}: has no weight_map, which says which file holds which weight")
+    names = sorted({str(name) for name in homes.values()})
+    for name in names:
+        if Path(name).name != name:
+            raise CheckpointError(f"{index}: names {name!r}, which isn't a file beside it")
+        if not (index.parent / name).is_file():
+            raise CheckpointError(f"{index}: names {name}, which is missing")
+    return [index.parent / name for name in names]
+
+
+def _opened(path: Path) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(path, "pt")
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read ({error.strerror or _line(error)})") from error
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: damaged or not safetensors ({_line(error)})") from error
+
+
+def _line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
