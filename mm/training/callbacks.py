@@ -98,11 +98,17 @@ class BestCheckpoint(_InRootDir):
     """Keeps the state with the best validation figure as ``best.ckpt``.
 
     Args:
-        monitor: the figure, the higher the better.
+        monitor: the figure, the higher the better; None for that which the module calls its ``best_figure``.
     """
 
-    def __init__(self, monitor: str = "val/CIDEr") -> None:
+    def __init__(self, monitor: str | None = None) -> None:
         super().__init__(filename="best", monitor=monitor, mode="max", save_top_k=1, enable_version_counter=False)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Settles figure and folder."""
+        if self.monitor is None:
+            self.monitor = str(pl_module.best_figure)
+        super().setup(trainer, pl_module, stage)
 
 
 class AveragedWeights(EMAWeightAveraging):

@@ -16,13 +16,16 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from mm.checkpoints.backbones import load_stem_weights
-from mm.checkpoints.directory import OWN, describe_build, special_tokens
+from mm.checkpoints.directory import Loaded, describe_build, special_tokens
+from mm.checkpoints.resolve import find_tokenizer, load_vision_language
+from mm.checkpoints.starting import start_from_parts
 from mm.data.datamodule import CaptionData
 from mm.data.dataset import Batch
 from mm.data.tokenizer import Tokenizer
 from mm.data.transforms import Preprocessing, to_pixels
 from mm.errors import CheckpointError, OptionError
-from mm.models import Architecture, HybridViT, build
+from mm.models import Architecture, HybridViT, Parts, build
+from mm.models.freezing import freeze
 from mm.training.attention import fast_attention
 from mm.training.losses import Losses, caption_loss, contrastive_loss, hard_negatives, matching_loss, similarities
 from mm.training.optimizer import OptimizerSettings, adamw, cosine_schedule, parameter_groups
@@ -30,17 +33,21 @@ from mm.training.validation import Validation, ValidationRun
 
 
 class VisionLanguageTraining(L.LightningModule):
-    """Trains captioning, the shared space and matching together: ITC + ITM + LM.
+    """Trains captioning, the shared space and matching together, ITC + ITM + LM, as far as the model does them.
 
     Args:
-        architecture: what to build, where ``init`` gives no model.
-        tokenizer: a ``tokenizer.json``, or ``mm-tiny`` for that model's, where ``init`` gives no model.
-        init: a model to start from: ``mm-tiny``, a model directory or a training checkpoint.
+        architecture: what to build, where neither ``parts`` nor ``init`` is given.
+        parts: any vision encoder with any text decoder to build, each random or from a checkpoint.
+        init: a model to start from, by any name that ``mm.load`` takes.
+        tokenizer: a ``tokenizer.json`` or a model for its tokenizer, where ``init`` gives no model; None for that of
+            the pretrained text part, or mm-tiny's.
+        frozen: parts that are never trained: ``vision``, ``text_encoder``, ``text_decoder``, or ``language_model`` for
+            the decoder but for what sees the image.
         frozen_stages: stages of the stem of ``init``, from the first, that are never trained: -1 for all, None for
             those that weren't before.
         vision_weights: pretrained weights for the vision encoder, where ``init`` gives no model: ``timm``, an
             installed package of weights or a file.
-        losses: what is minimized.
+        losses: what is minimized. Those that the model has no part for are left out.
         optimizer: AdamW and its schedule.
         validation: what is measured.
         vision_frozen_epochs: epochs in which the pretrained vision weights stay as they are.
@@ -57,8 +64,10 @@ class VisionLanguageTraining(L.LightningModule):
     def __init__(
         self,
         architecture: Architecture = Architecture(),
-        tokenizer: str = "mm-tiny",
+        parts: Parts | None = None,
         init: str | None = None,
+        tokenizer: str | None = None,
+        frozen: Sequence[str] = (),
         frozen_stages: int | None = None,
         vision_weights: str | None = None,
         losses: Losses = Losses(),
@@ -79,36 +88,72 @@ class VisionLanguageTraining(L.LightningModule):
         self.vision_frozen_epochs = vision_frozen_epochs
         self.features = features
         self.seed = seed
-        if init is not None:
-            from mm.checkpoints.resolve import load_vision_language
-
-            loaded = load_vision_language(init)
-            self.architecture, self.tokenizer, self.model = loaded.architecture, loaded.tokenizer, loaded.model.train()
-            self.preprocessing, self.family = loaded.preprocessing, loaded.family
-            if frozen_stages is not None:
-                self._freeze(frozen_stages)
-        else:
-            from mm.checkpoints.resolve import find_tokenizer
-
-            if frozen_stages is not None:
-                raise OptionError(
-                    "model.frozen_stages is for a model given as model.init; set model.architecture.frozen_stages"
-                )
-            torch.manual_seed(seed)
-            self.architecture, self.preprocessing, self.family = architecture, None, OWN
-            self.tokenizer = Tokenizer.read(find_tokenizer(tokenizer))
-            self.model = build(self.architecture, len(self.tokenizer), special_tokens(self.tokenizer))
-            if vision_weights is not None:
-                load_stem_weights(self.model.vision, self.architecture.vision, vision_weights)
+        loaded = self._start(architecture, parts, init, tokenizer, vision_weights, frozen_stages)
+        self.architecture, self.tokenizer, self.model = loaded.architecture, loaded.tokenizer, loaded.model.train()
+        self.preprocessing, self.family = loaded.preprocessing, loaded.family
+        if frozen_stages is not None:
+            self._freeze_stages(frozen_stages)
+        self.frozen = tuple(frozen)
+        freeze(self.model, self.frozen)
+        self.active = self._possible(losses)
         self._run: ValidationRun | None = None
 
-    def _freeze(self, stages: int) -> None:
+    def _start(
+        self,
+        architecture: Architecture,
+        parts: Parts | None,
+        init: str | None,
+        tokenizer: str | None,
+        vision_weights: str | None,
+        frozen_stages: int | None,
+    ) -> Loaded:
+        """Gives the model that training begins with."""
+        if init is not None:
+            if parts is not None:
+                raise OptionError("model.init gives a whole model, and model.parts builds one; give one of them")
+            return load_vision_language(init)
+        if frozen_stages is not None:
+            raise OptionError(
+                "model.frozen_stages is for a model given as model.init; set model.architecture.frozen_stages"
+            )
+        torch.manual_seed(self.seed)
+        if parts is not None:
+            loaded = start_from_parts(parts, tokenizer)
+            name = str(loaded.architecture.vision.get("name"))
+        else:
+            words = Tokenizer.read(find_tokenizer(tokenizer or "mm-tiny"))
+            loaded = Loaded(build(architecture, len(words), special_tokens(words)), words, architecture, "")
+            name = architecture.vision
+        if vision_weights is not None:
+            load_stem_weights(loaded.model.vision, name, vision_weights)
+        return loaded
+
+    def _possible(self, losses: Losses) -> Losses:
+        """Gives the losses without those that the model has no part for.
+
+        Raises:
+            OptionError: none is left.
+        """
+        able = self.model.capabilities
+        needs = {"captioning": "caption", "contrastive": "embed", "matching": "match"}
+        given: Any = {name: getattr(losses, name) if need in able else 0.0 for name, need in needs.items()}
+        if not any(given.values()):
+            can = " and ".join(name for name, need in needs.items() if need in able) or "nothing"
+            raise OptionError(f"model.losses leaves nothing to train: this model can learn {can}")
+        return replace(losses, **given)
+
+    def _freeze_stages(self, stages: int) -> None:
         if not isinstance(self.model.vision, HybridViT):
             raise OptionError("model.frozen_stages needs a model whose vision encoder is a hybrid ViT")
         if stages < -1:
             raise OptionError(f"model.frozen_stages must be at least -1, not {stages}")
         self.model.vision.stem.freeze(stages)
         self.architecture = replace(self.architecture, frozen_stages=stages)
+
+    @property
+    def best_figure(self) -> str:
+        """The validation figure that says which weights are best."""
+        return "val/CIDEr" if "caption" in self.model.capabilities else "val/text_to_image_R@10"
 
     @property
     def transform(self) -> Preprocessing:
@@ -127,16 +172,22 @@ class VisionLanguageTraining(L.LightningModule):
         Raises:
             OptionError: one of them doesn't.
         """
-        if stage == "fit" and self._data().max_tokens >= self.architecture.max_tokens:
+        if stage == "fit" and self._data().max_tokens > self._room:
             raise OptionError(
-                f"data.max_tokens {self._data().max_tokens} must be below the {self.architecture.max_tokens} tokens "
-                "that the model has positions for"
+                f"data.max_tokens {self._data().max_tokens} must be at most {self._room}: the model has positions for "
+                "no more tokens beside the special ones"
             )
-        if self.validation.language not in self.tokenizer.languages:
+        if "caption" in self.model.capabilities and self.validation.language not in self.tokenizer.languages:
             known = ", ".join(self.tokenizer.languages)
             raise OptionError(
                 f"validation.language {self.validation.language!r} is unknown; the tokenizer knows {known}"
             )
+
+    @property
+    def _room(self) -> int:
+        """The most tokens of a caption, special tokens not counted."""
+        rooms = [] if self.model.text_decoder is None else [self.model.text_decoder.max_tokens - 1]
+        return min([*rooms, *([self.model.text_room] if self.model.embeds else [])])
 
     def on_fit_start(self) -> None:
         """Computes the features that are kept."""
@@ -173,18 +224,20 @@ class VisionLanguageTraining(L.LightningModule):
         torch.manual_seed((number * 1009 + self.global_rank) % 2**63)
         vision = self.model.vision
         trained = vision.stem.stages[vision.stem.frozen_stages :] if isinstance(vision, HybridViT) else vision
-        trained.requires_grad_(self.current_epoch >= self.vision_frozen_epochs)
+        if "vision" not in self.frozen:
+            trained.requires_grad_(self.current_epoch >= self.vision_frozen_epochs)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Computes the weighted sum of the losses of a batch of ``TrainingSet.collate``."""
         with fast_attention(self.device):
             losses = self.batch_losses(batch)
-        total = torch.stack([getattr(self.losses, name) * loss for name, loss in losses.items()]).sum()
+        total = torch.stack([getattr(self.active, name) * loss for name, loss in losses.items()]).sum()
         count = len(batch["index"])
         self.log("train/loss", total, prog_bar=True, batch_size=count)
         for name, loss in losses.items():
             self.log(f"train/{name}", loss, batch_size=count)
-        self.log("train/temperature", 1 / self.model.logit_scale.exp(), batch_size=count)
+        if "contrastive" in losses:
+            self.log("train/temperature", 1 / self.model.logit_scale.exp(), batch_size=count)
         return total
 
     def batch_losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -195,16 +248,16 @@ class VisionLanguageTraining(L.LightningModule):
         tokens, padding = batch["tokens"], batch["padding"]
         groups = [(slice(i, j), tokens[i:j, :length], padding[i:j, :length]) for i, j, length in batch["groups"]]
         result: dict[str, Tensor] = {}
-        if self.losses.captioning:
+        if self.active.captioning:
             result["captioning"] = self._captioning_loss(images, batch, groups)
-        if self.losses.contrastive or self.losses.matching:
+        if self.active.contrastive or self.active.matching:
             image_vectors = model.image_embedding(images)
             text_vectors = torch.cat([model.text_embedding(ids, real) for _, ids, real in groups])
             same = batch["index"][:, None] == batch["index"][rows][None, :]
             scale = model.logit_scale.exp().clamp(max=100)
-            if self.losses.contrastive:
+            if self.active.contrastive:
                 result["contrastive"] = contrastive_loss(image_vectors, text_vectors, same, scale)
-            if self.losses.matching:
+            if self.active.matching:
                 similarity = similarities(image_vectors, text_vectors, scale)
                 result["matching"] = self._matching_loss(images, rows, tokens, padding, similarity, same)
         return result
@@ -217,14 +270,14 @@ class VisionLanguageTraining(L.LightningModule):
         for group, ids, real in groups:
             logits.append(model.caption_logits(about.of(batch["rows"][group]), batch["languages"][group], ids, real))
             targets.append(model.caption_targets(ids, real, batch["complete"][group]))
-        return caption_loss(torch.cat(logits), torch.cat(targets), self.losses.smoothing)
+        return caption_loss(torch.cat(logits), torch.cat(targets), self.active.smoothing)
 
     def _matching_loss(
         self, images: Tensor, rows: Tensor, tokens: Tensor, padding: Tensor, similarity: Tensor, same: Tensor
     ) -> Tensor:
         """Tells some captions' own images, and their own captions, from hard negatives."""
         model = self.model
-        chosen = torch.randperm(len(rows), device=rows.device)[: self.losses.match_pairs or len(images)]
+        chosen = torch.randperm(len(rows), device=rows.device)[: self.active.match_pairs or len(images)]
         wrong_image, wrong_text = hard_negatives(similarity[rows[chosen]][:, chosen], same[rows[chosen]][:, chosen])
         image = rows[torch.cat([chosen, chosen[wrong_image], chosen])]
         text = torch.cat([chosen, chosen, chosen[wrong_text]])

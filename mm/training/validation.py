@@ -71,6 +71,7 @@ class ValidationRun:
         self.config = config
         self.caption_images = caption_images
         self.pictures = pictures
+        self.writes, self.embeds = (name in model.capabilities for name in ("caption", "embed"))
         self.images: list[Tensor] = []
         self.texts: list[Tensor] = []
         self.references: dict[str, list[str]] = {}
@@ -78,7 +79,7 @@ class ValidationRun:
         self.photos: list[tuple[Tensor, str]] = []
 
     def add(self, pixels: Tensor, keys: Sequence[str], captions: Sequence[Mapping[str, Sequence[str]]]) -> None:
-        """Embeds a batch of images, and captions those among the first ``caption_images``.
+        """Embeds a batch of images, and captions those among the first ``caption_images``, as far as the model does.
 
         Args:
             pixels: (B, 3, H, W) in [0, 1].
@@ -87,8 +88,9 @@ class ValidationRun:
         """
         keys = [f"{number}: {key}" for number, key in enumerate(keys, len(self.references))]
         tokens = self.model.image_tokens(pixels)
-        self.images.append(self.model.image_embedding(tokens).float().cpu())
-        count = max(0, min(len(keys), self.caption_images - len(self.captions)))
+        if self.embeds:
+            self.images.append(self.model.image_embedding(tokens).float().cpu())
+        count = max(0, min(len(keys), self.caption_images - len(self.captions))) if self.writes else 0
         texts = self._caption(tokens[:count]) if count else []
         for key, text, image in zip(keys, texts, pixels, strict=False):
             self.captions[key] = text
@@ -98,7 +100,8 @@ class ValidationRun:
             self.references[key] = list(known.get(self.language, []))
         # Texts are embedded along with the images: averaged weights are in the model only until the last batch.
         texts = [clean_caption(text) for key in keys for text in self.references[key]]
-        self.texts.append(self._embed(texts))
+        if self.embeds:
+            self.texts.append(self._embed(texts))
 
     def _caption(self, tokens: Tensor) -> list[str]:
         start = self.tokenizer.languages[self.language]
@@ -119,7 +122,7 @@ class ValidationRun:
         captioned = {key: text for key, text in self.captions.items() if key in known}
         if captioned:
             result |= score_captions({key: known[key] for key in captioned}, captioned, self.language)
-        if known:
+        if known and self.embeds:
             rows = [row for row, key in enumerate(self.references) if key in known]
             owner = np.repeat(np.arange(len(known)), [len(texts) for texts in known.values()])
             result |= retrieval_metrics(torch.cat(self.images)[rows], torch.cat(self.texts), owner)
@@ -130,7 +133,7 @@ class ValidationRun:
         vectors = []
         with torch.inference_mode():
             for start in range(0, len(texts), batch_size):
-                rows = self.tokenizer.encode(texts[start : start + batch_size], self.model.encoder.max_tokens - 1)
+                rows = self.tokenizer.encode(texts[start : start + batch_size], self.model.text_room)
                 tokens, padding = (torch.from_numpy(a).to(device) for a in self.tokenizer.pad(rows))
                 vectors.append(self.model.text_embedding(tokens, padding).float().cpu())
         return torch.cat([torch.empty(0, self.model.embedding_width), *vectors])

@@ -127,7 +127,7 @@ def test_figures_are_all_of_the_averaged_weights(tmp_path: Path, monkeypatch: py
     ("model", "data", "message"),
     [
         ({"validation": Validation(language="fr")}, {}, "validation.language 'fr' is unknown; the tokenizer knows en"),
-        ({}, {"max_tokens": 32}, "data.max_tokens 32 must be below the 32 tokens"),
+        ({}, {"max_tokens": 32}, "data.max_tokens 32 must be at most 31"),
         ({"features": "kept"}, {}, "frozen_stages above 0"),
     ],
 )

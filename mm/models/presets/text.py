@@ -96,6 +96,8 @@ def bert(
     *,
     mask: MaskKind = "bidirectional",
     context_width: int | None = None,
+    cross: str = "attention",
+    cross_every: int = 1,
     head: bool = True,
     tied: bool = True,
     activation: str = "gelu",
@@ -115,6 +117,8 @@ def bert(
         max_tokens: the most tokens of a text.
         mask: ``causal`` for a decoder, ``bidirectional`` for an encoder.
         context_width: width of what its cross-attention sees; None for none.
+        cross: ``attention`` in the blocks, or ``gated`` before them.
+        cross_every: one block in so many has cross-attention, from the first.
         head: whether it gives logits.
         tied: whether logits come from the token embedding.
         activation: of the feed-forward networks and the head.
@@ -123,25 +127,23 @@ def bert(
         dropout: probability of dropping a unit while training.
         embedding: of tokens, to be shared; None for one of its own.
     """
-    stack = [
-        block(
-            width,
-            heads,
-            context_width=context_width,
-            hidden=hidden,
-            pre_norm=False,
-            activation=activation,
-            eps=eps,
-            dropout=dropout,
-        )
-        for _ in range(blocks)
-    ]
+
+    def norm() -> nn.Module:
+        return nn.LayerNorm(width, eps=eps)
+
+    def attention(context: int | None = None) -> Attention:
+        return Attention(width, heads, context_width=context)
+
+    def network() -> FeedForward:
+        return FeedForward(width, hidden, activation=activation)
+
+    seeing = _Seeing(width, context_width, cross, cross_every, norm, attention, network, dropout)
     return TextTransformer(
         embedding or _embedding(vocabulary, width),
-        stack,
+        [seeing.block(number, pre_norm=False) for number in range(blocks)],
         max_tokens,
         mask,
-        embedding_norm=nn.LayerNorm(width, eps=eps),
+        embedding_norm=norm(),
         head=_head(
             vocabulary, width, tied=tied, transform=_Transform(width, activation, eps) if head_transform else None
         )
@@ -197,13 +199,13 @@ def gpt2(
     def network() -> FeedForward:
         return FeedForward(width, hidden or 4 * width, activation=activation)
 
-    def sight() -> Attention:
-        return Attention(width, heads, context_width=context_width)
+    def attention(context: int | None = None) -> Attention:
+        return Attention(width, heads, context_width=context)
 
-    seeing = _Seeing(width, context_width, cross, cross_every, norm, sight, network, dropout)
+    seeing = _Seeing(width, context_width, cross, cross_every, norm, attention, network, dropout)
     return TextTransformer(
         embedding or _embedding(vocabulary, width),
-        [seeing.block(number, Attention(width, heads), network()) for number in range(blocks)],
+        [seeing.block(number) for number in range(blocks)],
         max_tokens,
         mask,
         norm=norm(),
@@ -276,7 +278,10 @@ def llama(
     def network() -> FeedForward:
         return FeedForward(width, hidden, activation=activation, gated=True, bias=False)
 
-    def attention() -> Attention:
+    def attention(context: int | None = None) -> Attention:
+        if context is not None:
+            pairs = pair(cross_head_norms)
+            return Attention(width, heads, head_width=head_width, context_width=context, bias=False, head_norms=pairs)
         return Attention(
             width,
             heads,
@@ -286,15 +291,11 @@ def llama(
             head_norms=pair(head_norms),
         )
 
-    def sight() -> Attention:
-        norms = pair(cross_head_norms)
-        return Attention(width, heads, head_width=head_width, context_width=context_width, bias=False, head_norms=norms)
-
-    seeing = _Seeing(width, context_width, cross, cross_every, norm, sight, network, dropout, gate_width)
+    seeing = _Seeing(width, context_width, cross, cross_every, norm, attention, network, dropout, gate_width)
     scaling = None if llama3 is None else (llama3[0], llama3[1], llama3[2], llama3[3])
     return TextTransformer(
         embedding or _embedding(vocabulary, width),
-        [seeing.block(number, attention(), network()) for number in range(blocks)],
+        [seeing.block(number) for number in range(blocks)],
         max_tokens,
         "causal",
         positions=Rotary(size, base, stretch=stretch, llama3=scaling),
@@ -317,7 +318,7 @@ def falcon(
     parallel: bool = True,
     gated: bool = False,
     context_width: int | None = None,
-    cross: str = "gated",
+    cross: str = "attention",
     cross_every: int = 1,
     tied: bool = True,
     bias: bool = False,
@@ -341,7 +342,7 @@ def falcon(
         parallel: whether both see what came in, or one comes after the other.
         gated: whether a third map gates the feed-forward network.
         context_width: width of what its cross-attention sees; None for none.
-        cross: ``gated`` before the blocks; blocks that aren't parallel may also have ``attention``.
+        cross: ``attention`` or ``gated``; where blocks are parallel, both stand before them.
         cross_every: one block in so many has cross-attention, from the first.
         tied: whether logits come from the token embedding.
         bias: whether linear maps have biases.
@@ -358,16 +359,14 @@ def falcon(
     def network() -> FeedForward:
         return FeedForward(width, hidden or 4 * width, activation=activation, gated=gated, bias=bias)
 
-    def attention() -> Attention:
-        return Attention(width, heads, key_value_heads=key_value_heads, bias=bias)
+    def attention(context: int | None = None) -> Attention:
+        groups = key_value_heads if context is None else None
+        return Attention(width, heads, key_value_heads=groups, context_width=context, bias=bias)
 
-    def sight() -> Attention:
-        return Attention(width, heads, context_width=context_width, bias=bias)
-
-    seeing = _Seeing(width, context_width, cross, cross_every, norm, sight, network, dropout)
+    seeing = _Seeing(width, context_width, cross, cross_every, norm, attention, network, dropout)
     return TextTransformer(
         embedding or _embedding(vocabulary, width),
-        [seeing.block(number, attention(), network(), norms, parallel) for number in range(blocks)],
+        [seeing.block(number, norms=norms, parallel=parallel) for number in range(blocks)],
         max_tokens,
         "causal",
         positions=Rotary(width // heads, base),
@@ -388,6 +387,8 @@ def t5(
     max_tokens: int = 512,
     mask: MaskKind = "causal",
     context_width: int | None = None,
+    cross: str = "attention",
+    cross_every: int = 1,
     head: bool = True,
     tied: bool = True,
     scaled: bool = True,
@@ -411,6 +412,8 @@ def t5(
         max_tokens: the most tokens of a text.
         mask: ``causal`` for the decoder, ``bidirectional`` for the encoder.
         context_width: width of what its cross-attention sees; None for none.
+        cross: ``attention`` in the blocks, or ``gated`` before them.
+        cross_every: one block in so many has cross-attention, from the first.
         head: whether it gives logits.
         tied: whether logits come from the token embedding.
         scaled: whether hidden states are divided by the root of D before they become logits.
@@ -426,24 +429,21 @@ def t5(
     def attention(context: int | None = None) -> Attention:
         return Attention(width, heads, head_width=head_width, context_width=context, bias=False, scale=1.0)
 
-    def unit() -> Block:
-        cross = attention(context_width) if context_width else None
-        return Block(
-            attention(),
-            FeedForward(width, hidden, activation=activation, gated=gated, bias=False, dropout=dropout),
-            [nn.RMSNorm(width, eps=eps) for _ in range(2 + (cross is not None))],
-            cross_attention=cross,
-            dropout=dropout,
-        )
+    def norm() -> nn.Module:
+        return nn.RMSNorm(width, eps=eps)
 
+    def network() -> FeedForward:
+        return FeedForward(width, hidden, activation=activation, gated=gated, bias=False, dropout=dropout)
+
+    seeing = _Seeing(width, context_width, cross, cross_every, norm, attention, network, dropout)
     scale = width**-0.5 if scaled else 1.0
     return TextTransformer(
         embedding or _embedding(vocabulary, width),
-        [unit() for _ in range(blocks)],
+        [seeing.block(number) for number in range(blocks)],
         max_tokens,
         mask,
         positions=RelativeBias(heads, buckets, furthest, mask == "bidirectional"),
-        norm=nn.RMSNorm(width, eps=eps),
+        norm=norm(),
         head=_head(vocabulary, width, tied=tied, bias=False, scale=scale) if head else None,
         dropout=dropout,
     )
@@ -459,7 +459,10 @@ def bart(
     *,
     mask: MaskKind = "causal",
     context_width: int | None = None,
+    cross: str = "attention",
+    cross_every: int = 1,
     head: bool = True,
+    tied: bool = True,
     pre_norm: bool = False,
     embedding_scale: float = 1.0,
     activation: str = "gelu",
@@ -477,54 +480,56 @@ def bart(
         max_tokens: the most tokens of a text.
         mask: ``causal`` for the decoder, ``bidirectional`` for the encoder.
         context_width: width of what its cross-attention sees; None for none.
+        cross: ``attention`` in the blocks, or ``gated`` before them.
+        cross_every: one block in so many has cross-attention, from the first.
         head: whether it gives logits.
+        tied: whether logits come from the token embedding.
         pre_norm: normalize what goes into each part, and what comes out in the end.
         embedding_scale: what embedded tokens are multiplied with.
         activation: of the feed-forward networks.
         dropout: probability of dropping a unit while training.
         embedding: of tokens, to be shared; None for one of its own.
     """
-    stack = [
-        block(
-            width,
-            heads,
-            context_width=context_width,
-            hidden=hidden,
-            pre_norm=pre_norm,
-            activation=activation,
-            dropout=dropout,
-        )
-        for _ in range(blocks)
-    ]
+
+    def norm() -> nn.Module:
+        return nn.LayerNorm(width)
+
+    def attention(context: int | None = None) -> Attention:
+        return Attention(width, heads, context_width=context)
+
+    def network() -> FeedForward:
+        return FeedForward(width, hidden, activation=activation)
+
+    seeing = _Seeing(width, context_width, cross, cross_every, norm, attention, network, dropout)
     return TextTransformer(
         embedding or _embedding(vocabulary, width),
-        stack,
+        [seeing.block(number, pre_norm=pre_norm) for number in range(blocks)],
         max_tokens,
         mask,
-        norm=nn.LayerNorm(width) if pre_norm else None,
-        embedding_norm=nn.LayerNorm(width),
+        norm=norm() if pre_norm else None,
+        embedding_norm=norm(),
         embedding_scale=embedding_scale,
-        head=_head(vocabulary, width) if head else None,
+        head=_head(vocabulary, width, tied=tied) if head else None,
         dropout=dropout,
     )
 
 
 class _Seeing:
-    """How the blocks of a language model see an image: by cross-attention in them, or by gated crossings before them.
+    """Builds the blocks of a language model, which may see an image: by cross-attention in them, or before them.
 
     Args:
         width: D.
         context_width: width of what is seen; None for nothing.
-        kind: ``attention`` or ``gated``.
-        every: one block in so many sees.
+        kind: ``attention`` in the blocks, or ``gated``: before them, with a feed-forward network of its own and gates.
+        every: one block in so many sees, from the first.
         norm: makes a norm.
-        attention: makes a cross-attention.
+        attention: makes a self-attention, or of a context's width a cross-attention.
         network: makes a feed-forward network.
         dropout: probability of dropping a unit while training.
         gate_width: of gates.
 
     Raises:
-        ValueError: an unknown kind.
+        ValueError: an unknown kind, or a number is out of range.
     """
 
     def __init__(
@@ -534,7 +539,7 @@ class _Seeing:
         kind: str,
         every: int,
         norm: Callable[[], nn.Module],
-        attention: Callable[[], Attention],
+        attention: Callable[..., Attention],
         network: Callable[[], FeedForward],
         dropout: float,
         gate_width: int = 1,
@@ -545,30 +550,31 @@ class _Seeing:
             raise ValueError(f"cross_every must be at least 1, not {every}")
         if gate_width not in (1, width):
             raise ValueError(f"gate_width must be 1 or the width {width}, not {gate_width}")
-        self.kind = kind if context_width else None
+        self.context_width = context_width
+        self.gated = kind == "gated"
         self.every = every
         self.norm, self.attention, self.network = norm, attention, network
         self.dropout = dropout
         self.gate_width = gate_width
 
-    def block(
-        self, number: int, attention: Attention, network: FeedForward, norms: int = 2, parallel: bool = False
-    ) -> Block:
-        """Builds the block of this number."""
-        kind = self.kind if number % self.every == 0 else None
-        cross = self.attention() if kind == "attention" else None
-        crossing = None
-        if kind == "gated":
-            pair = (self.norm(), self.norm())
-            crossing = Crossing(
-                self.attention(), self.network(), pair, gate_width=self.gate_width, dropout=self.dropout
-            )
+    def block(self, number: int, *, norms: int = 2, parallel: bool = False, pre_norm: bool = True) -> Block:
+        """Builds the block of this number; a parallel one has what sees before it, with gates or without."""
+        cross, crossing = None, None
+        if self.context_width and number % self.every == 0:
+            sight = self.attention(self.context_width)
+            if self.gated or parallel:
+                pair = (self.norm(), self.norm())
+                gates = self.gate_width if self.gated else 0
+                crossing = Crossing(sight, self.network(), pair, gate_width=gates, dropout=self.dropout)
+            else:
+                cross = sight
         return Block(
-            attention,
-            network,
+            self.attention(),
+            self.network(),
             [self.norm() for _ in range(norms + (cross is not None))],
             cross_attention=cross,
             crossing=crossing,
+            pre_norm=pre_norm,
             parallel=parallel,
             dropout=self.dropout,
         )

@@ -1,0 +1,119 @@
+"""What training starts from: random parts, pretrained parts, or both together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from mm.checkpoints.directory import Loaded, load_strictly, special_tokens
+from mm.checkpoints.resolve import find_tokenizer, load_model
+from mm.data.tokenizer import Tokenizer
+from mm.data.transforms import Preprocessing
+from mm.errors import CheckpointError, UsageError
+from mm.models import Architecture, LanguageModel, Parts, TextParts, TextTransformer, build
+
+ROLES = ("vision", "text_encoder", "text_decoder")
+# What a part has or lacks by the role it plays: in another role these begin with random numbers, or are left behind.
+OF_THE_ROLE = ("crossing.", "cross_attention", "head.")
+
+
+def start_from_parts(parts: Parts, tokenizer: str | None = None) -> Loaded:
+    """Builds a vision-language model of parts, each random or, where it says ``checkpoint``, taken from a checkpoint.
+
+    Args:
+        parts: the descriptions. One with ``checkpoint``, a name that ``mm.load`` takes, has that model's numbers, save
+            for those that it gives itself, and that model's weights.
+        tokenizer: a ``tokenizer.json``, or a model for its tokenizer; None for that of the pretrained text part, or
+            mm-tiny's where there is none.
+
+    Raises:
+        UsageError: a checkpoint has no such part, or parts don't fit each other.
+        CheckpointError: a checkpoint can't be read, or its part doesn't fit the numbers that are given.
+    """
+    found: dict[str, tuple[str, Loaded, nn.Module]] = {}
+    described: dict[str, Any] = {}
+    for role in ROLES:
+        description = getattr(parts, role)
+        if description is not None and "checkpoint" in description:
+            name = str(description["checkpoint"])
+            loaded = load_model(name)
+            module, numbers = _part(loaded, role, name)
+            found[role] = (name, loaded, module)
+            given = {key: value for key, value in description.items() if key != "checkpoint"}
+            described[role] = numbers | _of_the_role(role, module) | given
+    words = _tokenizer(tokenizer, [loaded for role, (_, loaded, _) in found.items() if role != "vision"])
+    whole = replace(parts, **described)
+    _check_vocabulary(whole, words)
+    model = build(whole, len(words), special_tokens(words))
+    for role, (name, _, module) in found.items():
+        _copy(getattr(model, role), module, f"model.parts.{role} of {name}")
+    preprocessing = _preprocessing(found["vision"][1], whole) if "vision" in found else None
+    return Loaded(model, words, whole, "", preprocessing)
+
+
+def _part(loaded: Loaded, role: str, name: str) -> tuple[nn.Module, dict[str, Any]]:
+    """Finds the part of a model that can play a role, and its numbers; an encoder may become a decoder."""
+    architecture = loaded.architecture
+    model = loaded.model
+    if isinstance(architecture, Architecture):
+        architecture = architecture.parts()
+    if isinstance(architecture, Parts):
+        known = {own: (getattr(model, own), getattr(architecture, own)) for own in ROLES}
+    elif isinstance(architecture, TextParts) and isinstance(model, LanguageModel):
+        known = {f"text_{own}": (getattr(model, own), getattr(architecture, own)) for own in ("encoder", "decoder")}
+    else:
+        known = {}
+    others = {"text_decoder": ["text_decoder", "text_encoder"], "text_encoder": ["text_encoder"], "vision": ["vision"]}
+    for own in others[role]:
+        module, numbers = known.get(own, (None, None))
+        if module is not None and numbers is not None:
+            return module, dict(numbers)
+    raise UsageError(f"model.parts.{role}: {name} ({loaded.family}) has no part that could be one")
+
+
+def _of_the_role(role: str, module: nn.Module) -> dict[str, Any]:
+    """Gives the numbers that a part's new role decides, whatever it was before."""
+    if not isinstance(module, TextTransformer):
+        return {}
+    return {"vocabulary": module.embedding.num_embeddings} | (
+        {"mask": "causal", "head": True} if role == "text_decoder" and module.mask == "bidirectional" else {}
+    )
+
+
+def _tokenizer(name: str | None, loaded: list[Loaded]) -> Tokenizer:
+    if name is not None:
+        return Tokenizer.read(find_tokenizer(name))
+    return loaded[-1].tokenizer if loaded else Tokenizer.read(find_tokenizer("mm-tiny"))
+
+
+def _check_vocabulary(parts: Parts, tokenizer: Tokenizer) -> None:
+    for role in ("text_encoder", "text_decoder"):
+        rows = (getattr(parts, role) or {}).get("vocabulary")
+        if rows is not None and rows < len(tokenizer):
+            raise UsageError(
+                f"model.parts.{role} has a vocabulary of {rows}, but the tokenizer has {len(tokenizer)} tokens"
+            )
+
+
+def _copy(target: nn.Module, source: nn.Module, name: str) -> None:
+    """Copies a pretrained part's weights; what only one of the two roles has stays random, or is left behind."""
+    own, theirs = target.state_dict(), dict(source.state_dict())
+    left = [key for key in theirs if key not in own and _is_of_the_role(key)]
+    state: dict[str, Tensor] = {key: value for key, value in theirs.items() if key not in left}
+    state |= {key: own[key] for key in own if key not in theirs and _is_of_the_role(key)}
+    load_strictly(target, state, name)
+
+
+def _is_of_the_role(name: str) -> bool:
+    return any(f".{part}" in f".{name}" for part in OF_THE_ROLE)
+
+
+def _preprocessing(loaded: Loaded, parts: Parts) -> Preprocessing | None:
+    if loaded.preprocessing is not None and loaded.preprocessing.size != parts.image_size:
+        raise CheckpointError(
+            f"model.parts.vision sees {parts.image_size} pixels, but the checkpoint's images have "
+            f"{loaded.preprocessing.size}"
+        )
+    return loaded.preprocessing
