@@ -24,7 +24,7 @@ class UnknownModelError(UsageError):
 
 
 class CapabilityError(UsageError):
-    """A model was asked for something it can't do (``caption``, ``embed`` or ``match``)."""
+    """A model was asked for something it can't do (``caption``, ``embed``, ``match``, ``ask``)."""
 
 
 class OptionError(UsageError):

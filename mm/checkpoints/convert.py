@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mm.checkpoints.weights import Weights, read_json
+from mm.checkpoints.weights import FLOATING, Weights, read_json
 from mm.errors import CheckpointError
 from mm.models import Parts, TextParts
 
@@ -93,6 +96,8 @@ class Settings:
             value = float(value)
         if default is not None and type(value) is not kind:
             raise CheckpointError(f"{self.source}: {name} is {value!r}, not of type {kind.__name__}")
+        if kind is float and not math.isfinite(value):
+            raise CheckpointError(f"{self.source}: {name} is {value!r}, not a finite number")
         return value
 
     def part(self, name: str) -> Settings:
@@ -100,12 +105,13 @@ class Settings:
         return Settings(self.get(name, {}), f"{self.source}, {name}")
 
     def one_of(self, name: str, default: Any, known: Iterable[Any]) -> Any:
-        """Gives a value that mm knows.
+        """Gives a value that mm knows, or the default where there is none or null.
 
         Raises:
             CheckpointError: it doesn't.
         """
-        value = self.values.get(name, default)
+        value = self.values.get(name)
+        value = default if value is None else value
         if value not in (known := list(known)):
             raise CheckpointError(f"{self.source}: {name} is {value!r}; mm knows {', '.join(map(repr, known))}")
         return value
@@ -129,7 +135,7 @@ ACTIVATION_NAMES = {
 
 
 class HubFolder:
-    """A folder in the hub's layout: its configuration and its weights.
+    """A folder in the hub's layout: its configuration and its weights, which are opened when they are asked for.
 
     Args:
         folder: where it is.
@@ -143,7 +149,15 @@ class HubFolder:
         self.config = Settings(read_json(folder / "config.json"), str(folder / "config.json"))
         generation = folder / "generation_config.json"
         self.generation = Settings(read_json(generation) if generation.is_file() else {}, str(generation))
-        self.weights = Weights(folder)
+
+    @cached_property
+    def weights(self) -> Weights:
+        """Its weights.
+
+        Raises:
+            CheckpointError: as for ``Weights``.
+        """
+        return Weights(self.folder)
 
     def token(self, name: str, *parts: Settings) -> int:
         """Gives the id of a special token, such as ``eos_token_id``.
@@ -193,13 +207,19 @@ class Converted:
     given: dict[str, Any] = field(default_factory=dict)
 
 
-def load_converted(module: nn.Module, converted: Converted, weights: Weights) -> None:
-    """Fills a model with a checkpoint's weights, one tensor at a time, each in the model's precision.
+def check_converted(module: nn.Module, converted: Converted, weights: Weights) -> None:
+    """Makes sure that a checkpoint's weights fit a model, without reading them.
+
+    Args:
+        module: the model; its weights may be on the ``meta`` device.
+        converted: what becomes of the checkpoint.
+        weights: the checkpoint's.
 
     Raises:
-        CheckpointError: names every tensor that is missing or left over, on either side, or of another shape.
+        CheckpointError: names every tensor that is missing or left over, on either side, of another shape, or not of
+            floating-point numbers.
     """
-    own = dict(_parameters(module))
+    own = dict(tensors(module))
     names, where = converted.names, weights.folder
     used = {name for source in names.values() for name in source.names}
     problems = [f"mm's {name} has no source" for name in own if name not in names]
@@ -211,31 +231,55 @@ def load_converted(module: nn.Module, converted: Converted, weights: Weights) ->
     if problems:
         raise CheckpointError(f"{where}: the weights don't fit {converted.family}: {'; '.join(problems)}")
     problems += [
-        f"{copy} differs from {whole}, which it should repeat"
-        for copy, whole in converted.copies.items()
-        if copy in weights and not torch.equal(weights[copy], weights[whole])
+        f"{name} is of type {weights.type(name)}, not of floating-point numbers"
+        for name in sorted(used)
+        if weights.type(name) not in FLOATING
     ]
-    for name, target in own.items():
-        source = names[name]
-        values = [weights[theirs] for theirs in source.names]
-        shapes = ", ".join(f"{theirs} {tuple(v.shape)}" for theirs, v in zip(source.names, values, strict=True))
-        try:
-            value = values[0] if source.make is None else source.make(*values)
-        except (IndexError, RuntimeError, ValueError) as error:
-            problems.append(f"{name} can't be made of {shapes} ({error})")
-            continue
-        if value.shape != target.shape:
-            problems.append(f"{name} has shape {tuple(target.shape)} by config.json, but comes from {shapes}")
-            continue
-        if not problems:
-            with torch.no_grad():
-                target.copy_(value)
-    weights.close()
+    problems += filter(None, (_misfit(name, target, names[name], weights) for name, target in own.items()))
     if problems:
         raise CheckpointError(f"{where}: the weights contradict config.json: {'; '.join(problems)}")
 
 
-def _parameters(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _misfit(name: str, target: Tensor, source: Source, weights: Weights) -> str | None:
+    """Says why a tensor can't be made of its source; None where it can."""
+    blank = [torch.empty(weights.shape(theirs), device="meta") for theirs in source.names]
+    shapes = ", ".join(f"{theirs} {weights.shape(theirs)}" for theirs in source.names)
+    try:
+        made = blank[0] if source.make is None else source.make(*blank)
+    except (IndexError, RuntimeError, ValueError) as error:
+        return f"{name} can't be made of {shapes} ({error})"
+    if made.shape != target.shape:
+        return f"{name} has shape {tuple(target.shape)} by config.json, but comes from {shapes}"
+    return None
+
+
+def load_converted(module: nn.Module, converted: Converted, weights: Weights) -> None:
+    """Fills a model with a checkpoint's weights, one tensor at a time, each in the model's precision.
+
+    Raises:
+        CheckpointError: they don't fit, as ``check_converted`` says; or what should repeat a tensor differs from it.
+    """
+    check_converted(module, converted, weights)
+    differing = [
+        f"{copy} differs from {whole}, which it should repeat"
+        for copy, whole in converted.copies.items()
+        if copy in weights and not torch.equal(weights[copy], weights[whole])
+    ]
+    if differing:
+        raise CheckpointError(f"{weights.folder}: the weights contradict config.json: {'; '.join(differing)}")
+    left = Counter(theirs for source in converted.names.values() for theirs in source.names)
+    for name, target in tensors(module):
+        source = converted.names[name]
+        with torch.no_grad():
+            values = [weights[theirs] for theirs in source.names]
+            target.copy_(values[0] if source.make is None else source.make(*values))
+        left.subtract(source.names)
+        for theirs in {theirs for theirs in source.names if not left[theirs]}:
+            weights.release(theirs)
+    weights.close()
+
+
+def tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Gives every tensor of a model once, by its first name."""
     seen: set[int] = set()
     for name, value in module.state_dict(keep_vars=True).items():
@@ -246,12 +290,20 @@ def _parameters(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 class _Unfilled(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         if func in _FILLING:
-            return args[0]
-        return func(*args, **(kwargs or {}))
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
-_FILLING = {Tensor.normal_, Tensor.uniform_, Tensor.erfinv_}
+_FILLING = {
+    Tensor.normal_,
+    Tensor.uniform_,
+    Tensor.erfinv_,
+    nn.init.normal_,
+    nn.init.uniform_,
+    nn.init.kaiming_uniform_,
+}
 
 
 @contextmanager

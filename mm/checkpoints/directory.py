@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +13,28 @@ import torch
 from torch import Tensor, nn
 
 from mm.checkpoints.convert import unfilled
-from mm.checkpoints.weights import Fingerprint, Renamed, Weights, read_json
+from mm.checkpoints.weights import Fingerprint, Pickled, Renamed, Weights, can_be_mapped, read_json
 from mm.data.tokenizer import Tokenizer
 from mm.data.transforms import Preprocessing
 from mm.errors import CheckpointError, MMError, OutputError
 from mm.files import write_whole
 from mm.models import (
     Architecture,
+    DualEncoder,
     LanguageModel,
+    OpenClip,
     Parts,
     SpecialTokens,
     TextParts,
     VisionLanguageModel,
     build,
+    build_dual_encoder,
     build_language,
 )
 
-KIND, LANGUAGE_KIND = "mm-vision-language", "mm-language"
-Described = Architecture | Parts | TextParts
+KIND, LANGUAGE_KIND, OPEN_CLIP_KIND = "mm-vision-language", "mm-language", "mm-open-clip"
+KINDS = {TextParts: LANGUAGE_KIND, OpenClip: OPEN_CLIP_KIND}
+Described = Architecture | Parts | TextParts | OpenClip
 OWN = "mm"
 # Weights are kept under these names by versions of mm before they were called otherwise.
 FORMER_NAMES = {"text_decoder.head.bias": "text_decoder.head_bias"}
@@ -75,6 +80,8 @@ def describe_build(
         description["family"] = family
     if not tokenizer.own:
         description["special"] = tokenizer.special
+    if tokenizer.clean is not None:
+        description["clean"] = tokenizer.clean
     if preprocessing is not None:
         description["preprocessing"] = asdict(preprocessing)
     return description
@@ -92,15 +99,7 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -
         CheckpointError: names every weight that is missing, left over or of another shape.
     """
     own = module.state_dict(keep_vars=True)
-    shapes = {}
-    others: list[str] = []
-    for name, value in state.items():
-        if isinstance(value, Tensor):
-            shapes[name] = tuple(value.shape)
-        else:
-            others.append(name)
-    if others:
-        raise CheckpointError(f"{source}: holds something other than tensors: {', '.join(map(str, others))}")
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
     problems = [f"missing {name}" for name in own if name not in state]
     problems += [f"unexpected {name}" for name in state if name not in own]
     problems += [
@@ -117,7 +116,7 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -
 
 def save_directory(
     folder: str | Path,
-    model: VisionLanguageModel | LanguageModel,
+    model: VisionLanguageModel | LanguageModel | DualEncoder,
     tokenizer: Tokenizer,
     architecture: Described,
     card: str,
@@ -144,23 +143,42 @@ def save_directory(
     from safetensors.torch import save
 
     folder = Path(folder)
-    kind = LANGUAGE_KIND if isinstance(architecture, TextParts) else KIND
+    kind = KINDS.get(type(architecture), KIND)
     config = {"model_type": kind, **describe_build(architecture, tokenizer, preprocessing, family)}
-    config["languages"] = list(tokenizer.languages)
-    whole = {name: value.detach().cpu() for name, value in _once(model.state_dict()).items()}
-    state = {
-        name: value.to(dtype if value.is_floating_point() else value.dtype).contiguous()
-        for name, value in whole.items()
-    }
-    lost = [name for name, value in state.items() if not torch.equal(value.isfinite(), whole[name].isfinite())]
-    if lost:
-        raise OutputError(f"{folder}: too large for {dtype}: {', '.join(lost)}; choose a precision with more range")
+    config |= {"languages": list(tokenizer.languages), "capabilities": list(model.capabilities)}
+    state = in_precision(_once(model.state_dict()), dtype, folder)
     files = {
         "config.json": json.dumps(config, indent=2).encode() + b"\n",
         "tokenizer.json": tokenizer.to_json().encode(),
         "README.md": card.encode(),
         "model.safetensors": save(state, {"format": "pt"}),
     }
+    write_files(folder, files)
+
+
+def in_precision(state: Mapping[str, Tensor], dtype: torch.dtype, folder: Path) -> dict[str, Tensor]:
+    """Gives weights in a precision, as they are written to a folder.
+
+    Raises:
+        OutputError: one is too large for it.
+    """
+    whole = {name: value.detach().cpu() for name, value in state.items()}
+    written = {
+        name: value.to(dtype if value.is_floating_point() else value.dtype).contiguous()
+        for name, value in whole.items()
+    }
+    lost = [name for name, value in written.items() if not torch.equal(value.isfinite(), whole[name].isfinite())]
+    if lost:
+        raise OutputError(f"{folder}: too large for {dtype}: {', '.join(lost)}; choose a precision with more range")
+    return written
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Writes the files of a model, each of them whole or not at all, in the order given; the folder may be new.
+
+    Raises:
+        OutputError: the folder can't be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
@@ -178,8 +196,8 @@ def load_directory(folder: str | Path) -> Loaded:
     folder = Path(folder)
     config = read_config(folder)
     weights = Weights(folder, ["model.safetensors"])
-    tokenizer = Tokenizer.read(folder / "tokenizer.json", _special(config, str(folder / "config.json")))
     source = str(folder / "config.json")
+    tokenizer = Tokenizer.read(folder / "tokenizer.json", _special(config, source), config.get("clean"))
     return _assemble(config, tokenizer, weights, Fingerprint(weights.files), source, str(weights.files[0]))
 
 
@@ -191,7 +209,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     config = read_json(path)
-    if config.get("model_type") not in (KIND, LANGUAGE_KIND):
+    if config.get("model_type") not in (KIND, *KINDS.values()):
         raise CheckpointError(f"{path}: model_type is {config.get('model_type')!r}; mm's own is {KIND!r}")
     return config
 
@@ -217,11 +235,28 @@ def load_checkpoint(path: str | Path) -> Loaded:
         CheckpointError: it can't be read, holds more than plain data and tensors, or isn't of mm.
     """
     path = Path(path)
-    checkpoint = read_checkpoint(path)
-    own = checkpoint["mm"]
-    tokenizer = Tokenizer.from_json(own["tokenizer"], str(path), _special(own, str(path)))
-    state = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if str(k).startswith("model.")}
+    own = read_checkpoint(path, mmap=True)["mm"]
+    tokenizer = checkpoint_tokenizer(own, str(path))
+    state = Pickled(path, partial(_model_state, path))
     return _assemble(own, tokenizer, state, Fingerprint([path]), str(path), str(path))
+
+
+def checkpoint_tokenizer(own: Mapping[str, Any], source: str) -> Tokenizer:
+    """Gives the tokenizer in what a training checkpoint holds as ``mm``.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    return Tokenizer.from_json(own["tokenizer"], source, _special(own, source), own.get("clean"))
+
+
+def _model_state(path: Path) -> dict[str, Tensor]:
+    """Gives the weights in a training checkpoint by the model's names, mapped."""
+    state = read_checkpoint(path, mmap=True)["state_dict"]
+    model = {str(name).removeprefix("model."): v for name, v in state.items() if str(name).startswith("model.")}
+    if others := [name for name, value in model.items() if not isinstance(value, Tensor)]:
+        raise CheckpointError(f"{path}: holds something other than tensors: {', '.join(others)}")
+    return model
 
 
 def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
@@ -238,7 +273,7 @@ def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
         CheckpointError: it can't be read, holds more than plain data and tensors, or isn't of mm.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and can_be_mapped(path))
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read ({error.strerror})") from error
     except Exception as error:  # torch raises several kinds for damaged files
@@ -269,6 +304,8 @@ def _assemble(
     kind: Any = Parts if isinstance(numbers.get("vision"), dict) else Architecture
     if description.get("model_type") == LANGUAGE_KIND or ("vision" not in numbers and "decoder" in numbers):
         kind = TextParts
+    if "config" in numbers:
+        kind = OpenClip
     known = {field.name for field in fields(kind)}
     if extra := sorted(str(name) for name in numbers if name not in known):
         raise CheckpointError(
@@ -277,9 +314,13 @@ def _assemble(
     model: nn.Module
     try:
         architecture = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in numbers.items()})
+        special = special_tokens(tokenizer)
         make: Any = build_language if kind is TextParts else build
         with unfilled():
-            model = make(architecture, len(tokenizer), special_tokens(tokenizer))
+            if isinstance(architecture, OpenClip):
+                model = build_dual_encoder(architecture, special)
+            else:
+                model = make(architecture, len(tokenizer), special)
     except (MMError, ArithmeticError, AttributeError, MemoryError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{source}: 'architecture' can't be built ({first_line(error)})") from error
     try:

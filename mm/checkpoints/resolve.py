@@ -7,7 +7,7 @@ from pathlib import Path
 from mm.checkpoints.directory import Loaded, first_line, load_checkpoint, load_directory
 from mm.checkpoints.weights import read_json
 from mm.errors import CapabilityError, CheckpointError, UnknownModelError
-from mm.models import VisionLanguageModel
+from mm.models import LanguageModel
 
 ASSETS = Path(__file__).parent.parent / "assets"
 BUILT_IN = ("mm-tiny",)
@@ -34,21 +34,20 @@ def load_vision_language(name: str | Path) -> Loaded:
         CheckpointError: what it names can't be read.
     """
     loaded = load_model(name)
-    if not isinstance(loaded.model, VisionLanguageModel):
+    if isinstance(loaded.model, LanguageModel):
         raise CapabilityError(f"{name} is a language model, which sees no images; one that does: {BUILT_IN[0]}")
     return loaded
 
 
 def load_model(name: str | Path) -> Loaded:
-    """Loads a vision-language model or a language model.
+    """Loads a vision-language model, a dual encoder or a language model.
 
     Args:
-        name: ``mm-tiny``, a model directory, a folder in a layout of the hub, a training checkpoint of ``mm fit``, or
-            ``hf:owner/name``.
+        name: ``mm-tiny``, a model directory, a folder in a layout of the hub, a training checkpoint of ``mm fit``,
+            ``hf:owner/name``, or ``open_clip:architecture/tag`` where the tag may be a local file.
 
     Raises:
         UnknownModelError: the name names nothing.
-        CapabilityError: it names a model of open_clip.
         CheckpointError: what it names can't be read.
     """
     name = str(name)
@@ -57,7 +56,9 @@ def load_model(name: str | Path) -> Loaded:
     if name.startswith("hf:"):
         return load_folder(download(name))
     if name.startswith("open_clip:"):
-        raise CapabilityError(f"{name} only embeds; models that also caption and match: {', '.join(BUILT_IN)}")
+        from mm.checkpoints.open_clip import load_open_clip
+
+        return load_open_clip(name)
     path = Path(name)
     if path.is_dir():
         return load_folder(path)
@@ -72,14 +73,23 @@ def load_folder(folder: Path) -> Loaded:
     Raises:
         CheckpointError: a file is missing or damaged, the architecture isn't supported, or the weights don't fit.
     """
-    config = folder / "config.json"
-    if not config.is_file():
-        raise CheckpointError(f"{config}: can't be read (No such file or directory); a model directory has one")
-    if str(read_json(config).get("model_type", "")).startswith("mm-"):
+    if is_own(folder):
         return load_directory(folder)
     from mm.checkpoints.hub import load_hub_folder
 
     return load_hub_folder(folder)
+
+
+def is_own(folder: Path) -> bool:
+    """Says whether a folder is in the layout of mm's own model directories, rather than a public one.
+
+    Raises:
+        CheckpointError: its ``config.json`` is missing or damaged.
+    """
+    config = folder / "config.json"
+    if not config.is_file():
+        raise CheckpointError(f"{config}: can't be read (No such file or directory); a model directory has one")
+    return str(read_json(config).get("model_type", "")).startswith("mm-")
 
 
 def find_tokenizer(name: str) -> Path:

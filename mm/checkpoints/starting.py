@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mm.checkpoints.directory import Loaded, load_strictly, special_tokens
@@ -12,8 +13,17 @@ from mm.checkpoints.resolve import find_tokenizer, load_model
 from mm.data.tokenizer import Tokenizer
 from mm.data.transforms import Preprocessing
 from mm.errors import CheckpointError, UsageError
-from mm.models import Architecture, LanguageModel, Parts, TextParts, TextTransformer, build
+from mm.models import Architecture, LanguageModel, Parts, TextParts, TextTransformer, VisionLanguageModel, build
 
+SPACE = (
+    "embedding_width",
+    "image_pooling",
+    "text_pooling",
+    "image_bias",
+    "text_bias",
+    "matches",
+    "text_length",
+)
 ROLES = ("vision", "text_encoder", "text_decoder")
 # What a part has or lacks by the role it plays: in another role these begin with random numbers, or are left behind.
 OF_THE_ROLE = ("crossing.", "cross_attention", "head.")
@@ -43,12 +53,18 @@ def start_from_parts(parts: Parts, tokenizer: str | None = None) -> Loaded:
             found[role] = (name, loaded, module)
             given = {key: value for key, value in description.items() if key != "checkpoint"}
             described[role] = numbers | _of_the_role(role, module) | given
-    words = _tokenizer(tokenizer, [loaded for role, (_, loaded, _) in found.items() if role != "vision"])
+    texts = {role: loaded for role, (_, loaded, _) in found.items() if role != "vision"}
+    words = _tokenizer(tokenizer, texts)
+    space = texts.get("text_encoder")
+    if space is not None and space.model.capabilities and "embed" in space.model.capabilities:
+        described |= _space(space.architecture)
     whole = replace(parts, **described)
     _check_vocabulary(whole, words)
     model = build(whole, len(words), special_tokens(words))
     for role, (name, _, module) in found.items():
         _copy(getattr(model, role), module, f"model.parts.{role} of {name}")
+    if "text_encoder" in found:
+        _copy_space(model, found["text_encoder"][1].model, f"model.parts.text_encoder of {found['text_encoder'][0]}")
     preprocessing = _preprocessing(found["vision"][1], whole) if "vision" in found else None
     return Loaded(model, words, whole, "", preprocessing)
 
@@ -82,10 +98,40 @@ def _of_the_role(role: str, module: nn.Module) -> dict[str, Any]:
     )
 
 
-def _tokenizer(name: str | None, loaded: list[Loaded]) -> Tokenizer:
+def _tokenizer(name: str | None, loaded: dict[str, Loaded]) -> Tokenizer:
+    """Gives the tokenizer: captions begin and end as the text decoder knows it, other texts as the text encoder does.
+
+    Raises:
+        UsageError: they come from checkpoints with different tokenizers.
+    """
     if name is not None:
         return Tokenizer.read(find_tokenizer(name))
-    return loaded[-1].tokenizer if loaded else Tokenizer.read(find_tokenizer("mm-tiny"))
+    if not loaded:
+        return Tokenizer.read(find_tokenizer("mm-tiny"))
+    *others, words = (one.tokenizer for one in loaded.values())
+    if not others or words.own:
+        return words
+    if others[0].to_json() != words.to_json():
+        raise UsageError("model.parts: text_encoder and text_decoder have different tokenizers")
+    both = words.special | {name: others[0].special[name] for name in ("embed", "match", "close")}
+    return Tokenizer.from_json(words.to_json(), "the tokenizer", both, words.clean)
+
+
+def _space(architecture: Architecture | Parts) -> dict[str, Any]:
+    """Gives the numbers of the shared space that a text encoder was trained for."""
+    parts = architecture.parts() if isinstance(architecture, Architecture) else architecture
+    return {name: getattr(parts, name) for name in SPACE}
+
+
+def _copy_space(model: nn.Module, source: nn.Module, name: str) -> None:
+    """Copies what maps images and texts into the shared space, and what matches them."""
+    for part in ("image_projection", "text_projection", "match_head"):
+        target, given = getattr(model, part, None), getattr(source, part, None)
+        if target is not None and given is not None:
+            load_strictly(target, given.state_dict(), f"{name}, {part}")
+    if isinstance(source, VisionLanguageModel) and source.embeds:
+        with torch.no_grad():
+            model.logit_scale.copy_(source.logit_scale)  # type: ignore[operator]
 
 
 def _check_vocabulary(parts: Parts, tokenizer: Tokenizer) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from functools import cached_property
+import math
+import zipfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import Tensor
 from mm.errors import CheckpointError
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
+FLOATING = {"F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16"}
 
 
 class Fingerprint:
@@ -70,10 +73,13 @@ class Renamed(Mapping[str, Tensor]):
     def __init__(self, state: Mapping[str, Tensor], other_names: Mapping[str, str], gone: Collection[str] = ()) -> None:
         self.state = state
         self.other_names = other_names
-        self._names = [*(name for name in state if name not in gone), *other_names]
+        self._names = dict.fromkeys([*(name for name in state if name not in gone), *other_names])
 
     def __getitem__(self, name: str) -> Tensor:
         return self.state[self.other_names.get(name, name)]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -85,7 +91,8 @@ class Renamed(Mapping[str, Tensor]):
 class Weights(Mapping[str, Tensor]):
     """The weights of a folder: ``model.safetensors`` or ``pytorch_model.bin``, whole or in several files with an index.
 
-    A tensor is read when it is asked for. Nothing but tensors is ever taken from a pickle.
+    A tensor is read when it is asked for, so that little of a file is in memory at a time. Nothing but tensors is ever
+    taken from a pickle.
 
     Args:
         folder: where the files are.
@@ -97,40 +104,59 @@ class Weights(Mapping[str, Tensor]):
 
     def __init__(self, folder: Path, kinds: Sequence[str] = (SAFETENSORS, PICKLE)) -> None:
         self.folder = folder
-        self.files = self._find(kinds)
+        self.files, expected = self._find(kinds)
         self._home: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._pickles: dict[Path, dict[str, Tensor]] = {}
+        self._types: dict[str, str] = {}
+        self._pickles: dict[Path, Pickled] = {}
         for path in self.files:
-            for name, shape in self._contents(path):
+            for name, shape, kind in self._contents(path):
                 if name in self._home:
                     raise CheckpointError(f"{path}: holds {name}, which {self._home[name].name} holds too")
-                self._home[name], self._shapes[name] = path, shape
+                self._home[name], self._shapes[name], self._types[name] = path, shape, kind
+        wrong = sorted(f"{name} in {file}" for name, file in expected.items() if self._file(name) != file)
+        if wrong:
+            raise CheckpointError(f"{folder}: the index of the parts names what isn't there: {', '.join(wrong)}")
 
-    def _find(self, kinds: Sequence[str]) -> list[Path]:
+    def _find(self, kinds: Sequence[str]) -> tuple[list[Path], dict[str, str]]:
+        """Gives the files, and where there is an index what it says is in which."""
         for name in kinds:
             index = self.folder / f"{name}.index.json"
             if (self.folder / name).is_file():
-                return [self.folder / name]
+                return [self.folder / name], {}
             if index.is_file():
                 return _indexed(index)
         missing = " or ".join(str(self.folder / name) for name in kinds)
         raise CheckpointError(f"{missing}: can't be read (No such file or directory), nor an index of parts beside it")
 
-    def _contents(self, path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+    def _file(self, name: str) -> str | None:
+        return self._home[name].name if name in self._home else None
+
+    def _contents(self, path: Path) -> Iterator[tuple[str, tuple[int, ...], str]]:
+        """Gives name, shape and type of every tensor in a file."""
         if path.suffix == ".safetensors":
             with _opened(path) as file:
                 names = file.keys()
                 for name in names:
-                    yield name, tuple(file.get_slice(name).get_shape())
+                    view = file.get_slice(name)
+                    yield name, tuple(view.get_shape()), view.get_dtype()
         else:
-            self._pickles[path] = read_pickle(path, mmap=True)
+            self._pickles[path] = Pickled(path, partial(read_pickle, path, mmap=True))
             for name, value in self._pickles[path].items():
-                yield name, tuple(value.shape)
+                yield name, tuple(value.shape), str(value.dtype).removeprefix("torch.")
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Gives a tensor's shape without reading it."""
         return self._shapes[name]
+
+    def type(self, name: str) -> str:
+        """Gives the type of a tensor's numbers without reading it, as its file calls it; see ``FLOATING``."""
+        return self._types[name]
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers all tensors hold together."""
+        return sum(map(math.prod, self._shapes.values()))
 
     def __getitem__(self, name: str) -> Tensor:
         path = self._home[name]
@@ -139,15 +165,68 @@ class Weights(Mapping[str, Tensor]):
         with _opened(path) as file:
             return file.get_tensor(name)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._home  # not by reading it
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._home)
 
     def __len__(self) -> int:
         return len(self._home)
 
+    def release(self, name: str) -> None:
+        """Lets go of a tensor that won't be asked for again."""
+        path = self._home[name]
+        if path in self._pickles:
+            self._pickles[path].release(name)
+
     def close(self) -> None:
-        """Lets go of mapped pickles."""
+        """Lets go of pickles: no tensor of theirs is asked for again."""
         self._pickles.clear()
+
+
+class Pickled(Mapping[str, Tensor]):
+    """The tensors of a pickle, of which little is in memory at a time.
+
+    What was read of a mapped file stays in memory as long as it is mapped, so it is mapped anew from time to time. A
+    file in an old layout can't be mapped: it is in memory as a whole, until its tensors are released.
+
+    Args:
+        path: the file.
+        read: gives its tensors by name, mapped where the file allows it.
+    """
+
+    def __init__(self, path: Path, read: Callable[[], dict[str, Tensor]]) -> None:
+        self._map = read if can_be_mapped(path) else None
+        self._tensors = read()
+        self._limit = path.stat().st_size // 8
+        self._read = 0
+
+    def __getitem__(self, name: str) -> Tensor:
+        self._read += self._tensors[name].nbytes
+        if self._map is not None and self._read > self._limit:
+            self._tensors = self._map()
+            self._read = self._tensors[name].nbytes
+        return self._tensors[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors  # not by reading it
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def release(self, name: str) -> None:
+        """Lets go of a tensor that won't be asked for again."""
+        if self._map is None:
+            del self._tensors[name]
+
+
+def can_be_mapped(path: Path) -> bool:
+    """Says whether a pickle of torch is in the layout that can be mapped; old ones aren't."""
+    return zipfile.is_zipfile(path)
 
 
 def read_pickle(path: Path, *, mmap: bool = False) -> dict[str, Tensor]:
@@ -155,25 +234,30 @@ def read_pickle(path: Path, *, mmap: bool = False) -> dict[str, Tensor]:
 
     Args:
         path: the file.
-        mmap: whether to leave the tensors on disk until they are used, where the file allows it.
+        mmap: whether to leave the tensors on disk until they are used, where the file allows it: old ones don't.
 
     Raises:
         CheckpointError: it can't be read, or holds anything else.
     """
     try:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-        except RuntimeError:
-            if not mmap:
-                raise
-            state = torch.load(path, map_location="cpu", weights_only=True)  # an old file, which can't be mapped
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and can_be_mapped(path))
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read ({error.strerror})") from error
     except Exception as error:  # torch raises several kinds for damaged files and for code
         raise CheckpointError(f"{path}: can't be read as weights ({_line(error)})") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(map(_plain, state.values())):
         raise CheckpointError(f"{path}: isn't a file of weights alone, each with its name")
     return {str(name): value for name, value in state.items()}
+
+
+def _plain(value: object) -> bool:
+    """Says whether something is a tensor whose numbers are all there, each in its place."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and not (value.is_meta or value.is_quantized)
+        and value.nbytes <= value.untyped_storage().nbytes()
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -193,17 +277,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _indexed(index: Path) -> list[Path]:
+def _indexed(index: Path) -> tuple[list[Path], dict[str, str]]:
+    """Reads an index of parts: their files, and which tensor is in which."""
     homes = read_json(index).get("weight_map")
     if not isinstance(homes, dict) or not homes:
         raise CheckpointError(f"{index}: has no weight_map, which says which file holds which weight")
-    names = sorted({str(name) for name in homes.values()})
+    expected = {str(name): str(file) for name, file in homes.items()}
+    names = sorted(set(expected.values()))
     for name in names:
-        if Path(name).name != name:
+        if Path(name).name != name or name in ("", ".."):
             raise CheckpointError(f"{index}: names {name!r}, which isn't a file beside it")
         if not (index.parent / name).is_file():
             raise CheckpointError(f"{index}: names {name}, which is missing")
-    return [index.parent / name for name in names]
+    return [index.parent / name for name in names], expected
 
 
 def _opened(path: Path) -> Any:

@@ -24,7 +24,7 @@ COMMANDS = {
     "test": "measure a model in training on its test split",
     "eval": "measure captioning or retrieval on shards",
     "export": "turn a training checkpoint into a model directory",
-    "models": "list what can be loaded",
+    "models": "list what can be loaded; show a model, or export it to another layout",
 }
 MODULES = {"eval": "evaluate", "validate": "fit", "test": "fit"}
 

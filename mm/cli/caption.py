@@ -14,6 +14,7 @@ from jsonargparse import Namespace
 
 from mm.cli import common
 from mm.data.samples import Sample, Tally
+from mm.data.shots import read_shots
 from mm.data.sources import count_images, iter_images, resolve_sources
 from mm.errors import MMError, OutputError
 from mm.files import sync_folder
@@ -114,6 +115,7 @@ def run(arguments: Sequence[str], program: str) -> int:
     options = _options(arguments, program)
     sources = resolve_sources(options.paths)
     output = Lines(options.output)
+    shots = [] if options.shots is None else read_shots(options.shots, options.max_pixels)
 
     import mm
     from mm.progress import progress
@@ -121,6 +123,8 @@ def run(arguments: Sequence[str], program: str) -> int:
     config = common.generation_config(options)
     model = mm.load(options.model, options.device)
     model.require("caption", options.language)
+    if shots:
+        model.require("shots")
     tally, rows, total = Tally(), [], count_images(sources)
     with progress("Captions") as update:
         images = common.decoded(iter_images(sources), tally, options.max_pixels)
@@ -129,6 +133,7 @@ def run(arguments: Sequence[str], program: str) -> int:
                 [image for _, image in batch],
                 language=options.language,
                 prompt=options.prompt,
+                shots=shots,
                 config=config,
                 batch_size=options.batch_size,
             )
@@ -155,6 +160,12 @@ def _options(arguments: Sequence[str], program: str) -> Namespace:
     common.add_model(parser)
     parser.add_argument("--language", default="en", help="language of the captions: en or zh for mm-tiny")
     parser.add_argument("--prompt", default="", help="words that captions begin with")
+    parser.add_argument(
+        "--shots",
+        type=Path | None,
+        default=None,
+        help='examples to follow, for models that take them: JSON lines {"image": path, "caption": text}',
+    )
     common.add_generation(parser)
     parser.add_argument("--batch_size", type=int, default=16, help="images captioned together")
     parser.add_argument(

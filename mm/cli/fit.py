@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import Namespace
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, ModelSummary, ProgressBar
@@ -16,12 +18,20 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from mm.checkpoints.directory import read_checkpoint
 from mm.cli.common import add_json, print_json, wrong_use
 from mm.data.datamodule import CaptionData
-from mm.errors import UsageError
+from mm.data.texts import TextData
+from mm.errors import OptionError, UsageError
 from mm.files import make_folder
 from mm.progress import progress
 from mm.training.callbacks import WholeCheckpoints, checkpoint_folder
+from mm.training.language import LanguageTraining
 from mm.training.memory import keep_large_allocations
 from mm.training.module import VisionLanguageTraining
+
+# What is trained, and on which data; by the name that the key 'task' of a config file gives it.
+TASKS: dict[str, tuple[type[Any], type[Any]]] = {
+    "images": (VisionLanguageTraining, CaptionData),
+    "text": (LanguageTraining, TextData),
+}
 
 
 class TrainingParser(LightningArgumentParser):
@@ -36,6 +46,8 @@ class TrainingParser(LightningArgumentParser):
 
 class TrainingCLI(LightningCLI):
     """LightningCLI that gives the data what it needs of the model, and logs under ``trainer.default_root_dir``."""
+
+    task: str
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer, with CSV and TensorBoard logs unless the configuration names other loggers."""
@@ -57,7 +69,8 @@ class TrainingCLI(LightningCLI):
         return super()._instantiate_trainer(config, callbacks)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds ``--json``."""
+        """Adds ``--task`` and ``--json``."""
+        parser.add_argument("--task", default=self.task, help=f"what is trained: {' or '.join(TASKS)}")
         add_json(parser)
 
     @property
@@ -87,7 +100,7 @@ class TrainingCLI(LightningCLI):
         super().instantiate_classes()
         if self.kept is not None:
             self.model.check_same(self.kept, f"--ckpt_path {self.settings.ckpt_path}")
-        self.datamodule.attach(self.model.tokenizer, self.model.transform, self.model.validation.language, progress)
+        self.model.attach(self.datamodule, progress)
 
     def report(self) -> None:
         """Prints the last figures as one JSON object, where that was asked for."""
@@ -104,14 +117,40 @@ def _find_checkpoint(name: str, root: Path) -> Path:
     return Path(name)
 
 
+def find_task(arguments: Sequence[str]) -> str:
+    """Finds the task that arguments name, or the config files among them; what is wrong with those is said later.
+
+    Raises:
+        OptionError: there is no such task.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", "-c", nargs="?", dest="said", action="append", type=_configured_task, default=[])
+    parser.add_argument("--task", nargs="?", dest="said", action="append")
+    tasks = [str(name) for name in parser.parse_known_args(list(arguments))[0].said if name is not None]
+    name = tasks[-1] if tasks else "images"
+    if name not in TASKS:
+        raise OptionError(f"task {name!r} is unknown; there are {' and '.join(TASKS)}")
+    return name
+
+
+def _configured_task(path: str) -> Any:
+    try:
+        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return document.get("task") if isinstance(document, dict) else None
+
+
 def run(arguments: Sequence[str], program: str) -> int:
     """Runs ``mm fit``, ``mm validate`` or ``mm test``."""
     keep_large_allocations()
     TrainingParser.program = program
+    TrainingCLI.task = find_task(arguments)
+    module, data = TASKS[TrainingCLI.task]
     warnings.filterwarnings("ignore", ".*(does not have many workers|LightningCLI's args parameter|LeafSpec).*")
     cli = TrainingCLI(
-        VisionLanguageTraining,
-        CaptionData,
+        module,
+        data,
         args=[program.removeprefix("mm "), *arguments],
         save_config_kwargs={"overwrite": True},
         trainer_defaults={"use_distributed_sampler": False},

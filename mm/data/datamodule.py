@@ -5,10 +5,11 @@ from __future__ import annotations
 import glob
 import hashlib
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.loops.progress import _ProcessedTracker
@@ -20,7 +21,7 @@ from mm.data.features import FeatureStore
 from mm.data.images import check_image
 from mm.data.manifest import Manifest
 from mm.data.order import OrderedBatches, ResumableLoader
-from mm.data.samples import Rejection, Tally
+from mm.data.samples import Rejection, Sample, Tally
 from mm.data.shards import IndexedShards
 from mm.data.tokenizer import Tokenizer
 from mm.data.transforms import ImageTransform, Preprocessing
@@ -51,89 +52,61 @@ def expand(sources: str | Sequence[str]) -> list[str]:
     return paths
 
 
-class CaptionData(L.LightningDataModule):
-    """Captioned images from WebDataset shards, for training and evaluation.
+def require(least: int, **numbers: int) -> None:
+    """Makes sure that numbers of the data's options are at least so much.
+
+    Raises:
+        OptionError: one isn't.
+    """
+    for name, value in numbers.items():
+        if value < least:
+            raise OptionError(f"data.{name} must be at least {least}, not {value}")
+
+
+class ShardData(L.LightningDataModule):
+    """Samples of WebDataset shards by split, for training in an order that resuming goes on with.
 
     Args:
         train: folder, shard or pattern of shards to train on; or a list of these.
         val: the same, to validate on.
         test: the same, to test on.
-        batch_size: images in a batch of one process.
-        captions: how many captions of each language an image gives per step, such as ``{"en": 2, "zh": 1}``.
-        views: how many different augmented views an image has; 0 for a new one in every epoch.
-        max_tokens: where training captions are cut.
-        crop: the smallest share of an image's area that augmented views show.
+        batch_size: samples in a batch of one process.
+        val_batch_size: samples in a batch of validation and test.
+        max_tokens: where texts are cut.
         workers: processes that load data.
-        seed: what order, views and choice of captions depend on.
-        val_batch_size: images in a batch of validation and test.
+        seed: what order and choices depend on.
     """
+
+    unit = "samples"  # what the check of a split counts
+    reads_images = True
 
     def __init__(
         self,
-        train: str | list[str] | None = None,
-        val: str | list[str] | None = None,
-        test: str | list[str] | None = None,
-        batch_size: int = 64,
-        captions: dict[str, int] | None = None,
-        views: int = 0,
-        max_tokens: int = 24,
-        crop: float = 0.6,
-        workers: int = 2,
-        seed: int = 0,
-        val_batch_size: int = 50,
+        train: str | list[str] | None,
+        val: str | list[str] | None,
+        test: str | list[str] | None,
+        *,
+        batch_size: int,
+        val_batch_size: int,
+        max_tokens: int,
+        workers: int,
+        seed: int,
     ) -> None:
         super().__init__()
-        numbers = {"batch_size": batch_size, "val_batch_size": val_batch_size, "max_tokens": max_tokens}
-        numbers |= {f"captions.{language}": count for language, count in (captions or {}).items()}
-        for name, value in numbers.items():
-            if value < 1:
-                raise OptionError(f"data.{name} must be at least 1, not {value}")
-        for name, value in {"views": views, "workers": workers, "seed": seed}.items():
-            if value < 0:
-                raise OptionError(f"data.{name} must be at least 0, not {value}")
-        if not 0 < crop <= 1:
-            raise OptionError(f"data.crop must be above 0 and at most 1, not {crop}")
+        require(1, batch_size=batch_size, val_batch_size=val_batch_size, max_tokens=max_tokens)
+        require(0, workers=workers, seed=seed)
         self.sources = {"train": train, "val": val, "test": test}
         self.batch_size = batch_size
-        self.captions: Mapping[str, int] = captions or {"en": 1}
-        self.views = views
+        self.val_batch_size = val_batch_size
         self.max_tokens = max_tokens
-        self.crop = crop
         self.workers = workers
         self.seed = seed
-        self.val_batch_size = val_batch_size
         self.tallies: dict[str, Tally] = {}
-        self._train: TrainingSet | None = None
-        self._evaluation: dict[str, EvaluationSet] = {}
+        self._progress: Watch = _unwatched
+        self._train: Any = None
+        self._evaluation: dict[str, Any] = {}
         self._loader: ResumableLoader | None = None
         self._position = 0
-
-    def attach(
-        self,
-        tokenizer: Tokenizer,
-        preprocessing: Preprocessing | int,
-        language: str | None = None,
-        progress: Watch = _unwatched,
-    ) -> None:
-        """Takes what depends on the model, and on who is watching.
-
-        Args:
-            tokenizer: the model's.
-            preprocessing: how images become the model's pixels; or the side of the square that they are scaled to.
-            language: of the captions that images of validation and test need; None for none.
-            progress: shows how far a long check is, as ``mm.progress.progress`` does.
-
-        Raises:
-            OptionError: captions of a language that the tokenizer lacks.
-        """
-        for language in self.captions:
-            if language not in tokenizer.languages:
-                known = ", ".join(tokenizer.languages)
-                raise OptionError(f"data.captions has language {language!r}; the tokenizer knows {known}")
-        self.tokenizer = tokenizer
-        self.transform = ImageTransform(preprocessing, self.crop)
-        self._progress = progress
-        self._evaluated = None if language is None else [language]
 
     def setup(self, stage: str) -> None:
         """Indexes the shards that a stage needs.
@@ -145,30 +118,36 @@ class CaptionData(L.LightningDataModule):
         if stage == "fit":
             self._loader, self._position = None, 0
         if stage == "fit" and self._train is None:
-            shards, usable = self._open("train", self.captions)
-            self._train = TrainingSet(
-                shards,
-                usable,
-                self.transform,
-                self.tokenizer,
-                captions=self.captions,
-                views=self.views,
-                max_tokens=self.max_tokens,
-                seed=self.seed,
-            )
+            self._train = self._training_set(*self._open("train"))
         for split in {"fit": ["val"], "validate": ["val"], "test": ["test"]}.get(stage, []):
             if split not in self._evaluation and (stage != "fit" or self.sources[split] is not None):
-                self._evaluation[split] = EvaluationSet(*self._open(split, self._evaluated), self.transform)
+                self._evaluation[split] = self._evaluation_set(*self._open(split))
 
-    def _open(self, split: str, languages: Collection[str] | None) -> tuple[IndexedShards, list[int]]:
+    def _training_set(self, shards: IndexedShards, usable: list[int]) -> Any:
+        """Makes the data set that maps a ``Place`` among the usable samples to an item, and collates items."""
+        raise NotImplementedError
+
+    def _evaluation_set(self, shards: IndexedShards, usable: list[int]) -> Any:
+        """Makes the data set that maps a number to an item, and collates items."""
+        raise NotImplementedError
+
+    def _examine(self, sample: Sample, split: str) -> None:
+        """Makes sure that a sample can be used in a split.
+
+        Raises:
+            DataError: it can't.
+        """
+        raise NotImplementedError
+
+    def _open(self, split: str) -> tuple[IndexedShards, list[int]]:
         sources = self.sources[split]
         if sources is None:
             raise UsageError(f"data.{split} isn't set; give the folder, shard or pattern of shards to use")
-        shards = IndexedShards(Manifest.of(expand(sources)))
+        shards = IndexedShards(Manifest.of(expand(sources)), images=self.reads_images)
         tally, usable = Tally(), []
         for damage in shards.problems:
             tally.reject(damage)
-        for index, problem in self._examined(split, shards, languages):
+        for index, problem in self._examined(split, shards):
             if problem is None:
                 usable.append(index)
             elif not isinstance(problem, ShardError):  # those are counted among the shards' problems
@@ -185,61 +164,25 @@ class CaptionData(L.LightningDataModule):
             )
         return shards, usable
 
-    def _examined(
-        self, split: str, shards: IndexedShards, languages: Collection[str] | None
-    ) -> Iterator[tuple[int, DataError | None]]:
-        """Decodes every image, several at a time; gives each index with what is wrong with its sample, if anything."""
+    def _examined(self, split: str, shards: IndexedShards) -> Iterator[tuple[int, DataError | None]]:
+        """Examines every sample, several at a time; gives each index with what is wrong with it, if anything."""
 
         def examine(index: int) -> DataError | None:
             try:
-                sample = shards[index]
-                check_image(sample.image, sample.source)
+                self._examine(shards[index], split)
             except DataError as error:
                 return error
-            lack = None if languages is None else sample.lacks(languages)
-            return DataError(f"{sample.source}: {lack}", "missing caption") if lack else None
+            return None
 
         count, step = len(shards), 256
-        with self._progress(f"Check of data.{split}", "images") as update, ThreadPoolExecutor() as pool:
+        with self._progress(f"Check of data.{split}", self.unit) as update, ThreadPoolExecutor() as pool:
             for start in range(0, count, step):
                 update(start, count)
                 some = range(start, min(start + step, count))
                 yield from zip(some, pool.map(examine, some), strict=True)
 
-    def keep_features(
-        self,
-        folder: Path,
-        identity: str,
-        encode: Callable[[Tensor], Tensor],
-        progress: Callable[[int, int], None],
-    ) -> None:
-        """Computes features of all training views once; from then on training batches hold them instead of pixels.
-
-        Args:
-            folder: where the features are kept.
-            identity: what the features depend on, but for the images and their views.
-            encode: maps (B, 3, H, W) uint8 to (B, ...) features.
-            progress: called with how many are done and how many there are.
-
-        Raises:
-            OptionError: images have a new view in every epoch, so there is nothing to keep.
-            OutputError: the folder can't be written.
-            DataError: an image can't be decoded.
-        """
-        train = self._train
-        assert train is not None
-        if not self.views:
-            raise OptionError("features can only be kept of a fixed number of views: set data.views to 1 or more")
-        shape = tuple(encode(train.pixels(0, 0)[None]).shape[1:])
-        images = hashlib.sha256(f"{train.shards.manifest.digest} {list(train.usable)}".encode()).hexdigest()
-        chance = f"{self.seed} {self.crop}" if self.views > 2 else ""  # the first two views leave nothing to chance
-        whole = f"{identity} {images} {self.transform.preprocessing} {chance}"
-        train.features = FeatureStore(folder, whole, len(train), self.views, shape)
-        train.features.fill(train.pixels, encode, progress)
-
     def train_dataloader(self) -> ResumableLoader:
         """Gives training batches, of this process's share."""
-        assert self._train is not None
         rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         batches = OrderedBatches(len(self._train), self.batch_size, self.seed, rank, ranks)
         position = self.state_dict()
@@ -283,3 +226,134 @@ class CaptionData(L.LightningDataModule):
     def _evaluate(self, split: str) -> DataLoader:
         dataset = self._evaluation[split]
         return DataLoader(dataset, self.val_batch_size, num_workers=self.workers, collate_fn=dataset.collate)
+
+
+class CaptionData(ShardData):
+    """Captioned images from WebDataset shards, for training and evaluation.
+
+    Args:
+        train: folder, shard or pattern of shards to train on; or a list of these.
+        val: the same, to validate on.
+        test: the same, to test on.
+        batch_size: images in a batch of one process.
+        captions: how many captions of each language an image gives per step, such as ``{"en": 2, "zh": 1}``.
+        views: how many different augmented views an image has; 0 for a new one in every epoch.
+        max_tokens: where training captions are cut.
+        crop: the smallest share of an image's area that augmented views show.
+        workers: processes that load data.
+        seed: what order, views and choice of captions depend on.
+        val_batch_size: images in a batch of validation and test.
+    """
+
+    unit = "images"
+
+    def __init__(
+        self,
+        train: str | list[str] | None = None,
+        val: str | list[str] | None = None,
+        test: str | list[str] | None = None,
+        batch_size: int = 64,
+        captions: dict[str, int] | None = None,
+        views: int = 0,
+        max_tokens: int = 24,
+        crop: float = 0.6,
+        workers: int = 2,
+        seed: int = 0,
+        val_batch_size: int = 50,
+    ) -> None:
+        super().__init__(
+            train,
+            val,
+            test,
+            batch_size=batch_size,
+            val_batch_size=val_batch_size,
+            max_tokens=max_tokens,
+            workers=workers,
+            seed=seed,
+        )
+        require(1, **{f"captions.{language}": count for language, count in (captions or {}).items()})
+        require(0, views=views)
+        if not 0 < crop <= 1:
+            raise OptionError(f"data.crop must be above 0 and at most 1, not {crop}")
+        self.captions: Mapping[str, int] = captions or {"en": 1}
+        self.views = views
+        self.crop = crop
+
+    def attach(
+        self,
+        tokenizer: Tokenizer,
+        preprocessing: Preprocessing | int,
+        language: str | None = None,
+        progress: Watch = _unwatched,
+    ) -> None:
+        """Takes what depends on the model, and on who is watching.
+
+        Args:
+            tokenizer: the model's.
+            preprocessing: how images become the model's pixels; or the side of the square that they are scaled to.
+            language: of the captions that images of validation and test need; None for none.
+            progress: shows how far a long check is, as ``mm.progress.progress`` does.
+
+        Raises:
+            OptionError: captions of a language that the tokenizer lacks.
+        """
+        for code in self.captions:
+            if tokenizer.languages and code not in tokenizer.languages:  # a model that only embeds has none
+                known = ", ".join(tokenizer.languages)
+                raise OptionError(f"data.captions has language {code!r}; the tokenizer knows {known}")
+        self.tokenizer = tokenizer
+        self.transform = ImageTransform(preprocessing, self.crop)
+        self._progress = progress
+        self._evaluated = None if language is None else [language]
+
+    def _training_set(self, shards: IndexedShards, usable: list[int]) -> TrainingSet:
+        return TrainingSet(
+            shards,
+            usable,
+            self.transform,
+            self.tokenizer,
+            captions=self.captions,
+            views=self.views,
+            max_tokens=self.max_tokens,
+            seed=self.seed,
+        )
+
+    def _evaluation_set(self, shards: IndexedShards, usable: list[int]) -> EvaluationSet:
+        return EvaluationSet(shards, usable, self.transform)
+
+    def _examine(self, sample: Sample, split: str) -> None:
+        check_image(sample.image, sample.source)
+        languages = self.captions if split == "train" else self._evaluated
+        lack = None if languages is None else sample.lacks(languages)
+        if lack:
+            raise DataError(f"{sample.source}: {lack}", "missing caption")
+
+    def keep_features(
+        self,
+        folder: Path,
+        identity: str,
+        encode: Callable[[Tensor], Tensor],
+        progress: Callable[[int, int], None],
+    ) -> None:
+        """Computes features of all training views once; from then on training batches hold them instead of pixels.
+
+        Args:
+            folder: where the features are kept.
+            identity: what the features depend on, but for the images and their views.
+            encode: maps (B, 3, H, W) uint8 to (B, ...) features.
+            progress: called with how many are done and how many there are.
+
+        Raises:
+            OptionError: images have a new view in every epoch, so there is nothing to keep.
+            OutputError: the folder can't be written.
+            DataError: an image can't be decoded.
+        """
+        train: TrainingSet = self._train
+        if not self.views:
+            raise OptionError("features can only be kept of a fixed number of views: set data.views to 1 or more")
+        shape = tuple(encode(train.pixels(0, 0)[None]).shape[1:])
+        images = hashlib.sha256(f"{train.shards.manifest.digest} {list(train.usable)}".encode()).hexdigest()
+        chance = f"{self.seed} {self.crop}" if self.views > 2 else ""  # the first two views leave nothing to chance
+        whole = f"{identity} {images} {self.transform.preprocessing} {chance}"
+        train.features = FeatureStore(folder, whole, len(train), self.views, shape)
+        train.features.fill(train.pixels, encode, progress)

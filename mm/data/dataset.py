@@ -86,7 +86,7 @@ class TrainingSet(Dataset[dict[str, Any]]):
         for language, count in self.captions.items():
             known = sample.captions.get(language, [])
             texts = [clean_caption(known[i]) for i in random.permutation(len(known))[:count]]
-            first = self.tokenizer.languages[language]
+            first = self.tokenizer.languages.get(language, self.tokenizer.padding)  # that of a model that only embeds
             item["captions"] += [(ids, first) for ids in self.tokenizer.encode(texts, self.max_tokens + 1)]
         return item
 

@@ -72,12 +72,13 @@ class IndexedShards:
     Args:
         manifest: the shards.
         captions: whether a sample without a caption is an error.
+        images: whether the bytes of images are read; without, they are empty.
     """
 
-    def __init__(self, manifest: Manifest, captions: bool = False) -> None:
+    def __init__(self, manifest: Manifest, captions: bool = False, images: bool = True) -> None:
         self.manifest = manifest
         self.problems: list[Rejection] = []
-        self._captions = captions
+        self._captions, self._images = captions, images
         self._starts = [0, *itertools.accumulate(shard.nsamples for shard in manifest.shards)]
         self._keys: list[str] = []
         self._packed: list[_Packed] = []
@@ -120,7 +121,10 @@ class IndexedShards:
         if within >= len(packed):
             reason = next((p.reason for p in self.problems if p.source == str(shard.path)), CUT)
             raise ShardError(f"{shard.path}: sample {within} of {shard.nsamples} can't be read: {reason}", reason)
-        return _read(shard.path, packed.get(within), self._captions, packed.bytes)
+        located = packed.get(within)
+        if not self._images:
+            located.parts = (None, *located.parts[1:])
+        return _read(shard.path, located, self._captions, packed.bytes)
 
 
 @dataclass(slots=True)

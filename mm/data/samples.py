@@ -8,9 +8,11 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from mm.errors import DataError
+
+T = TypeVar("T")
 
 _LANGUAGE_KEY = re.compile(r"captions_([a-z]{2,3}(?:[-_][A-Za-z0-9]+)*)", re.ASCII)
 
@@ -109,7 +111,7 @@ class Tally:
         """How many rejections there were of each reason, most frequent first."""
         return dict(Counter(rejection.reason for rejection in self.rejections).most_common())
 
-    def accept(self, items: Iterable[Sample | Rejection]) -> Iterator[Sample]:
+    def accept(self, items: Iterable[T | Rejection]) -> Iterator[T]:
         """Passes samples on, counting each as used once it has been dealt with, and keeps the rejections.
 
         Args:
@@ -208,7 +210,7 @@ def _decode(data: bytes, name: str) -> str:
         ) from None
 
 
-def _number(text: str) -> float | None:
+def finite_number(text: str) -> float | None:
     """Reads a number; what JSON can't hold again, such as the NaN that Python writes, is null."""
     value = float(text)
     return value if math.isfinite(value) else None
@@ -216,7 +218,7 @@ def _number(text: str) -> float | None:
 
 def _json_object(data: bytes, name: str) -> dict[str, Any]:
     try:
-        document = json.loads(_decode(data, f"{name}.json"), parse_float=_number, parse_constant=_number)
+        document = json.loads(_decode(data, f"{name}.json"), parse_float=finite_number, parse_constant=finite_number)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{name}.json: isn't valid JSON: {error}", "caption file is not JSON") from None
     if not isinstance(document, dict):

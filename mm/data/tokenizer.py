@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ import numpy as np
 from mm.errors import CheckpointError, OptionError
 
 PADDING, END, EMBED, MATCH = "<pad>", "<end>", "<embed>", "<match>"
+MASK = "<mask>"
+MASKS = ("[MASK]", MASK)
 _LANGUAGE = re.compile(r"<([a-z]{2,3}(?:[-_][A-Za-z0-9]+)*)>", re.ASCII)
+CLEANINGS = ("lower", "whitespace", "canonicalize")
 
 
 def language_token(language: str) -> str:
@@ -26,6 +30,12 @@ def clean_caption(text: str) -> str:
     return text.rstrip(".。").rstrip() or text
 
 
+def _spelling(token: Any) -> re.Pattern[str]:
+    """Finds a special token that is spelled out in a text, with the white space that belongs to it."""
+    before, behind = (r"\s*" if strips else "" for strips in (token.lstrip, token.rstrip))
+    return re.compile(before + re.escape(token.content) + behind)
+
+
 class Tokenizer:
     """Text to token ids and back, with the ids of the special tokens.
 
@@ -34,13 +44,19 @@ class Tokenizer:
         source: where it came from, for messages.
         special: ids of the special tokens of a model from elsewhere, as ``special`` gives them; None to find those that
             mm's own tokenizers have.
+        clean: how texts are cleaned before they are encoded, by the name that open_clip gives it: ``lower``,
+            ``whitespace`` or ``canonicalize``; None for not at all.
 
     Raises:
         CheckpointError: it lacks a special token that every model of mm needs, or can't encode every text.
     """
 
     def __init__(
-        self, tokenizer: object, source: str = "the tokenizer", special: Mapping[str, Any] | None = None
+        self,
+        tokenizer: object,
+        source: str = "the tokenizer",
+        special: Mapping[str, Any] | None = None,
+        clean: str | None = None,
     ) -> None:
         from tokenizers import Tokenizer as Backend
 
@@ -50,6 +66,9 @@ class Tokenizer:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self.own = special is None
+        if clean is not None and clean not in CLEANINGS:
+            raise CheckpointError(f"{source}: texts are cleaned by {clean!r}; mm knows {', '.join(CLEANINGS)}")
+        self.clean = clean
         found = self._find(source) if special is None else special
         self.padding: int = found["padding"]
         self.end: int = found["end"]
@@ -57,11 +76,17 @@ class Tokenizer:
         self.match: int | None = found["match"]
         self.languages: dict[str, int] = dict(found["languages"])
         self.close: int | None = found.get("close")
+        self.start: int | None = found.get("start")
+        self.image: int | None = found.get("image")
+        self.around_image: int | None = found.get("around_image")
+        masks = [(number, t) for number, t in tokenizer.get_added_tokens_decoder().items() if t.content in MASKS]
+        self.mask: int | None = masks[0][0] if masks else None
+        self._mask = _spelling(masks[0][1]) if masks else None
 
     @property
     def special(self) -> dict[str, Any]:
         """Ids of the special tokens, by what they are for."""
-        names = ("padding", "end", "embed", "match", "languages", "close")
+        names = ("padding", "end", "embed", "match", "languages", "close", "start", "image", "around_image")
         return {name: getattr(self, name) for name in names}
 
     def _find(self, source: str) -> dict[str, Any]:
@@ -93,12 +118,13 @@ class Tokenizer:
             raise CheckpointError(f"{source}: doesn't keep every byte of a text; 'mm tokenizer' makes one that does")
 
     @classmethod
-    def read(cls, path: str | Path, special: Mapping[str, Any] | None = None) -> Tokenizer:
+    def read(cls, path: str | Path, special: Mapping[str, Any] | None = None, clean: str | None = None) -> Tokenizer:
         """Reads a ``tokenizer.json``.
 
         Args:
             path: the file.
             special: ids of special tokens, as for the class.
+            clean: how texts are cleaned, likewise.
 
         Raises:
             CheckpointError: the file is missing or isn't a tokenizer.
@@ -111,16 +137,19 @@ class Tokenizer:
             ) from error
         except UnicodeDecodeError as error:
             raise CheckpointError(f"{path}: isn't UTF-8, so not a tokenizer.json") from error
-        return cls.from_json(text, str(path), special)
+        return cls.from_json(text, str(path), special, clean)
 
     @classmethod
-    def from_json(cls, text: str, source: str, special: Mapping[str, Any] | None = None) -> Tokenizer:
+    def from_json(
+        cls, text: str, source: str, special: Mapping[str, Any] | None = None, clean: str | None = None
+    ) -> Tokenizer:
         """Reads what ``to_json`` gives.
 
         Args:
             text: JSON of the ``tokenizers`` library.
             source: where it came from, for the error message.
             special: ids of special tokens, as for the class.
+            clean: how texts are cleaned, likewise.
 
         Raises:
             CheckpointError: it isn't a tokenizer.
@@ -131,7 +160,7 @@ class Tokenizer:
             backend = Backend.from_str(text)
         except Exception as error:  # the library raises bare exceptions
             raise CheckpointError(f"{source}: not a tokenizer of the tokenizers library ({error})") from error
-        return cls(backend, source, special)
+        return cls(backend, source, special, clean)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocabulary: int, languages: Sequence[str]) -> Tokenizer:
@@ -151,7 +180,7 @@ class Tokenizer:
         for language in languages:
             if not _LANGUAGE.fullmatch(language_token(language)) or language in ("pad", "end"):
                 raise OptionError(f"{language!r} isn't a language code like 'en' or 'zh'")
-        special = [PADDING, END, EMBED, MATCH, *map(language_token, languages)]
+        special = [PADDING, END, EMBED, MATCH, *map(language_token, languages), MASK]
         if vocabulary < 256 + len(special):
             raise OptionError(
                 f"a vocabulary of {vocabulary} has no room for 256 bytes and {len(special)} special tokens"
@@ -181,11 +210,113 @@ class Tokenizer:
     def encode(self, texts: Sequence[str], max_tokens: int | None = None) -> list[list[int]]:
         """Turns texts into token ids, without special tokens, each cut to ``max_tokens``.
 
-        Special tokens spelled out in a text are text; half a surrogate pair becomes a question mark.
+        Special tokens spelled out in a text are text, unless a unigram model has them as pieces of text too; half a
+        surrogate pair becomes a question mark.
         """
         whole = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+        if self.clean is not None:
+            from open_clip.tokenizer import get_clean_fn
+
+            whole = [get_clean_fn(self.clean)(text) for text in whole]
         encoded = self._backend.encode_batch(whole, add_special_tokens=False)
         return [e.ids[:max_tokens] for e in encoded]
+
+    def encode_behind(self, token: int, texts: Sequence[str]) -> list[list[int]]:
+        """Turns texts that stand behind a special token into token ids, without that token.
+
+        Some tokenizers take the first word of all for another than the first word behind a special token. A text that
+        spells out special tokens is encoded as ``encode`` does.
+        """
+        name, special = str(self._backend.id_to_token(token)), self._backend.get_added_tokens_decoder()
+        whole = [name + text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+        behind = [e.ids[1:] for e in self._marking.encode_batch(whole, add_special_tokens=False)]
+        alone = self.encode(texts)
+        return [
+            plain if (set(ids) - set(plain)) & special.keys() else ids
+            for ids, plain in zip(behind, alone, strict=True)
+        ]
+
+    @cached_property
+    def _marking(self) -> Any:
+        """The same tokenizer, but special tokens that are spelled out in a text are special tokens."""
+        from tokenizers import Tokenizer as Backend
+
+        return Backend.from_str(self.to_json())
+
+    def begin(self, language: str) -> list[int]:
+        """Gives the tokens that a text in a language begins with, when a decoder writes it."""
+        return [*([] if self.start is None else [self.start]), self.languages[language]]
+
+    def writing(self, languages: Sequence[str]) -> Tokenizer:
+        """Gives the same tokenizer for a model that is trained to write texts in these languages.
+
+        Where every text begins alike, as with most public models, those in these languages do so from then on.
+
+        Raises:
+            OptionError: different languages begin differently, and one of these isn't among them.
+        """
+        unknown = [code for code in languages if code not in self.languages]
+        if not unknown:
+            return self
+        begins = set(self.languages.values())
+        if self.own or len(begins) != 1:
+            known = ", ".join(self.languages)
+            raise OptionError(f"language {unknown[0]!r} is unknown; the tokenizer knows {known}")
+        special = self.special | {"languages": dict.fromkeys(languages, begins.pop())}
+        return Tokenizer.from_json(self.to_json(), "the tokenizer", special, self.clean)
+
+    def frame(self, language: str | None = None) -> tuple[list[int], list[int]]:
+        """Gives the special tokens in front of a text and behind it, as an encoder reads it.
+
+        They are those that ``tokenizer.json`` puts there. A tokenizer that puts none, as mm's own, closes a text with
+        the end token.
+
+        Args:
+            language: of the text, where one of the tokens stands for it; None for the one that stands there already.
+        """
+        encoded = self._backend.encode("a")
+        known = set(self.languages.values())
+        marks = [
+            self.languages[language] if language is not None and number in known else number for number in encoded.ids
+        ]
+        special = encoded.special_tokens_mask
+        first = next((place for place, flag in enumerate(special) if not flag), len(special))
+        behind = [number for number, flag in zip(marks[first:], special[first:], strict=True) if flag]
+        return marks[:first], behind if any(special) else [self.end]
+
+    def enclose(self, rows: Sequence[Sequence[int]], max_tokens: int, language: str | None = None) -> list[list[int]]:
+        """Puts special tokens around texts, as an encoder reads them.
+
+        Args:
+            rows: what ``encode`` gave.
+            max_tokens: the most tokens of each; a text that is longer is cut, its special tokens are not.
+            language: of the texts, as for ``frame``.
+        """
+        front, behind = self.frame(language)
+        room = max(0, max_tokens - len(front) - len(behind))
+        return [[*front, *row[:room], *behind] for row in rows]
+
+    def encode_masked(self, texts: Sequence[str]) -> list[list[int]]:
+        """Turns texts into token ids as ``encode`` does; the name of the mask, such as ``[MASK]``, is the mask.
+
+        Raises:
+            CheckpointError: this tokenizer has no mask.
+        """
+        if self._mask is None or self.mask is None:
+            raise CheckpointError(f"the tokenizer has no token {' or '.join(MASKS)} to fill in")
+        parts = [self._mask.split(text) for text in texts]
+        encoded = iter(self.encode([part for some in parts for part in some]))
+        rows = []
+        for some in parts:
+            row = next(encoded)
+            for _ in some[1:]:
+                row = [*row, self.mask, *next(encoded)]
+            rows.append(row)
+        return rows
+
+    def name(self, token: int) -> str:
+        """Gives a token as text, or its name where it isn't text."""
+        return self.decode([[token]])[0] or str(self._backend.id_to_token(token))
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Turns rows of token ids into texts.

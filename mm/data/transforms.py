@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+from mm.data.images import DEFAULT_MAX_PIXELS
 from mm.errors import OptionError
 
 
@@ -19,10 +21,12 @@ class Preprocessing:
 
     Args:
         size: side of the square in pixels.
-        resize: ``stretch`` the whole image to the square; or scale its ``shortest`` side to ``scaled`` pixels and cut
-            the square out of the middle; or ``pad`` it to a square and scale that.
+        resize: ``stretch`` the whole image to a square, or scale its ``shortest`` side. The middle of the outcome is
+            what is seen, with black around it where it is smaller than ``size``.
         filter: ``bicubic``, ``bilinear``, ``lanczos`` or ``nearest``.
-        scaled: length of the shortest side before the square is cut out; None for ``size``.
+        scaled: side of the square that the image is stretched to, or length of the shortest side; None for ``size``.
+        pillow: whether Pillow scales and an odd margin is rounded to even, as open_clip has it; a few pixels differ by
+            one 255th from those that torch scales.
 
     Raises:
         OptionError: a value is unknown or out of range.
@@ -32,24 +36,37 @@ class Preprocessing:
     resize: str = "stretch"
     filter: str = "bicubic"
     scaled: int | None = None
+    pillow: bool = False
 
     def __post_init__(self) -> None:
         if self.size < 1 or (self.scaled is not None and self.scaled < 1):
-            raise OptionError(f"an image can't be scaled to {self.scaled or self.size} pixels")
+            raise OptionError(f"an image can't be scaled to {self.size if self.size < 1 else self.scaled} pixels")
         if self.resize not in RESIZES:
             raise OptionError(f"resize is {self.resize!r}: {', '.join(RESIZES)}")
         if self.filter not in FILTERS:
             raise OptionError(f"filter is {self.filter!r}: {', '.join(FILTERS)}")
 
+    @property
+    def target(self) -> int:
+        """Side of the square that the image is stretched to, or length of its shortest side, in pixels."""
+        return self.scaled or self.size
+
     def __str__(self) -> str:
-        whole = f"scaled to {self.size}x{self.size}, {self.filter}"
+        filter = f"{self.filter} by Pillow" if self.pillow else self.filter
         if self.resize == "shortest":
-            return f"shortest side scaled to {self.scaled or self.size}, {self.size}x{self.size} cut out, {self.filter}"
-        return f"whole image {'padded to a square, ' if self.resize == 'pad' else ''}{whole}"
+            return f"shortest side scaled to {self.target}, {self.size}x{self.size} cut out, {filter}"
+        cut = "" if self.target == self.size else f" {self.size}x{self.size} cut out,"
+        return f"whole image scaled to {self.target}x{self.target},{cut} {filter}"
 
 
-FILTERS = {name: getattr(v2.InterpolationMode, name.upper()) for name in ("bicubic", "bilinear", "lanczos", "nearest")}
-RESIZES = ("stretch", "shortest", "pad")
+FILTERS = {
+    "bicubic": v2.InterpolationMode.BICUBIC,
+    "bilinear": v2.InterpolationMode.BILINEAR,
+    "lanczos": v2.InterpolationMode.LANCZOS,
+    "nearest": v2.InterpolationMode.NEAREST_EXACT,
+}
+RESIZES = ("stretch", "shortest")
+LONGEST = 64  # how many times as long as wide an image may be of which all is scaled before the square is cut out
 
 
 class ImageTransform:
@@ -64,14 +81,9 @@ class ImageTransform:
         p = Preprocessing(preprocessing) if isinstance(preprocessing, int) else preprocessing
         self.preprocessing = p
         self.size = p.size
-        filter = FILTERS[p.filter]
-        if p.resize == "shortest":
-            steps = [v2.Resize(p.scaled or p.size, filter, antialias=True), v2.CenterCrop(p.size)]
-        else:
-            steps = [v2.Resize((p.size, p.size), filter, antialias=True)]
-        self._whole = v2.Compose([_pad_to_square, *steps] if p.resize == "pad" else steps)
+        self._filter = FILTERS[p.filter]
         self._part = v2.RandomResizedCrop(
-            (p.size, p.size), scale=(crop, 1.0), ratio=(0.8, 1.25), interpolation=filter, antialias=True
+            (p.size, p.size), scale=(crop, 1.0), ratio=(0.8, 1.25), interpolation=self._filter, antialias=True
         )
         self._color = v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2)
 
@@ -84,7 +96,25 @@ class ImageTransform:
         Returns:
             (3, size, size) uint8.
         """
-        return v2.functional.pil_to_tensor(self._whole(image))
+        pixels, target = v2.functional.pil_to_tensor(image), self.preprocessing.target
+        if self.preprocessing.resize == "stretch":
+            return _middle(self._scale(pixels, target, target), self.size, self.size)
+        height, width = pixels.shape[-2:]
+        shortest = min(height, width)
+        if max(height, width) > LONGEST * shortest:
+            pixels = _middle(pixels, min(height, LONGEST * shortest), min(width, LONGEST * shortest))
+        sides = [target if side == shortest else target * side // shortest for side in pixels.shape[-2:]]
+        half = round if self.preprocessing.pillow else int
+        return _middle(self._scale(pixels, *sides), self.size, self.size, half)
+
+    def _scale(self, pixels: Tensor, height: int, width: int) -> Tensor:
+        """Scales (3, H, W) uint8 to the given size, in steps that are never much larger than either."""
+        if pixels.shape[-2] * width > DEFAULT_MAX_PIXELS:  # a strip, which is wider before it is lower otherwise
+            pixels = v2.functional.resize(pixels, [height, pixels.shape[-1]], self._filter)
+        if self.preprocessing.pillow:
+            image = v2.functional.resize(v2.functional.to_pil_image(pixels), [height, width], self._filter)
+            return v2.functional.pil_to_tensor(image)
+        return v2.functional.resize(pixels, [height, width], self._filter)
 
     def view(self, image: Image.Image, number: int, seed: tuple[int, ...]) -> Tensor:
         """Makes one of an image's augmented views; the same number and seed give the same pixels.
@@ -114,8 +144,11 @@ def to_pixels(images: Tensor) -> Tensor:
     return images.float().div_(255)
 
 
-def _pad_to_square(image: Image.Image) -> Image.Image:
-    side = max(image.size)
-    square = Image.new("RGB", (side, side))
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return square
+def _middle(pixels: Tensor, height: int, width: int, half: Callable[[float], int] = int) -> Tensor:
+    """Cuts the middle out of (3, H, W) pixels; where they are smaller, black is put around them.
+
+    Of an odd margin the smaller half comes first, unless ``half`` makes another whole number of it.
+    """
+    margins = [given - wanted for given, wanted in zip(pixels.shape[-2:], (height, width), strict=True)]
+    top, left = (half(margin / 2) for margin in margins)
+    return v2.functional.crop(pixels, top, left, height, width)

@@ -39,6 +39,7 @@ def generate(
     *,
     end: int,
     fill: int,
+    never: Sequence[int] = (),
     cached: bool = True,
 ) -> list[Generated]:
     """Captions images; each image's caption is the same whatever other images are in the batch.
@@ -50,6 +51,7 @@ def generate(
         config: strategy and options.
         end: id of the token that ends a caption.
         fill: id of the padding token.
+        never: ids of tokens that are never chosen.
         cached: keep keys and values between steps.
 
     Returns:
@@ -79,7 +81,8 @@ def generate(
     decoder = Decoder(model, about, longest + config.max_tokens, cached)
     search = greedy_search if config.beams == 1 else beam_search
     even = all(len(p) == longest for p in prompts)
-    found = search(decoder, prompt, None if even else padding, config, end, fill)
+    barred = torch.tensor(list(never), dtype=torch.int64, device=device)
+    found = search(decoder, prompt, None if even else padding, config, end, fill, barred)
     rows = zip(prompts, found.tokens.tolist(), found.scores.tolist(), strict=True)
     captions = []
     for given, tokens, score in rows:

@@ -37,7 +37,13 @@ def _grow(padding: Tensor | None) -> Tensor | None:
 
 
 def greedy_search(
-    decoder: Decoder, prompt: Tensor, padding: Tensor | None, config: GenerationConfig, end: int, fill: int
+    decoder: Decoder,
+    prompt: Tensor,
+    padding: Tensor | None,
+    config: GenerationConfig,
+    end: int,
+    fill: int,
+    barred: Tensor,
 ) -> Found:
     """Takes the likeliest token at every step.
 
@@ -48,6 +54,7 @@ def greedy_search(
         config: lengths and penalties.
         end: id of the token that ends a caption.
         fill: id of the padding token.
+        barred: ids of tokens that are never chosen.
     """
     rows, length = prompt.shape
     tokens = prompt
@@ -57,6 +64,8 @@ def greedy_search(
     for step in range(config.max_tokens):
         logits = decoder.logits(tokens, padding)
         scores = penalize_repetition(logits, tokens, padding, config.repetition_penalty)
+        if len(barred):
+            scores = scores.index_fill(1, barred, NEVER)
         if step < config.min_tokens:
             scores = scores.index_fill(1, ending, NEVER)
         best = scores.argmax(-1)
@@ -101,7 +110,13 @@ def _rows(tokens: Tensor, chosen: Tensor) -> Tensor:
 
 
 def beam_search(
-    decoder: Decoder, prompt: Tensor, padding: Tensor | None, config: GenerationConfig, end: int, fill: int
+    decoder: Decoder,
+    prompt: Tensor,
+    padding: Tensor | None,
+    config: GenerationConfig,
+    end: int,
+    fill: int,
+    barred: Tensor,
 ) -> Found:
     """Keeps the K likeliest beginnings at every step, and returns the caption of the best length-penalized score.
 
@@ -114,6 +129,7 @@ def beam_search(
         config: number of beams, lengths and penalties.
         end: id of the token that ends a caption.
         fill: id of the padding token.
+        barred: ids of tokens that are never chosen.
     """
     images, length = prompt.shape
     beams, device = config.beams, prompt.device
@@ -136,6 +152,8 @@ def beam_search(
             logits = decoder.logits(tokens, padding)
         likely = logits.log_softmax(-1)
         scores = penalize_repetition(likely, tokens, padding, config.repetition_penalty)
+        if len(barred):
+            scores = scores.index_fill(1, barred, NEVER)
         if step < config.min_tokens:
             scores = scores.index_fill(1, ending, NEVER)
         vocabulary = scores.shape[-1]

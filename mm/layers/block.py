@@ -59,9 +59,20 @@ class Crossing(nn.Module):
             context: what ``keys_values`` gave.
             mask: (B, 1, 1 or T, P) bool, true where a token may look; one that may look nowhere gathers nothing.
         """
-        gathered = self.attention(self.attention_norm(x), context, mask)
+        gathered = self._gather(self.attention_norm(x), context, mask)
         x = x + self.dropout(_gated(gathered, self.attention_gate))
         return x + self.dropout(_gated(self.feed_forward(self.feed_forward_norm(x)), self.feed_forward_gate))
+
+    def _gather(self, x: Tensor, context: KeyValues, mask: Tensor | None) -> Tensor:
+        """Gathers zeros for a token that may look nowhere.
+
+        Attention lets such a token look everywhere: kernels differ in what they give for one without anything to see.
+        """
+        if mask is None:
+            return self.attention(x, context)
+        blind = ~mask.any(-1, keepdim=True)
+        gathered = self.attention(x, context, mask | blind)
+        return gathered.masked_fill(blind[:, 0].repeat_interleave(len(x) // len(blind), 0), 0.0)
 
 
 def _gated(update: Tensor, gate: Tensor | None) -> Tensor:

@@ -30,6 +30,9 @@ class Rotary(nn.Module):
         stretch: positions are divided by this: 1 as trained, 2 for twice as long a text.
         llama3: ``(factor, low, high, original)``: wavelengths above ``original / low`` are divided by ``factor``, those
             below ``original / high`` stay, and between the two it is blended (Llama 3, arXiv:2407.21783).
+
+    Raises:
+        ValueError: ``head_width`` is odd.
     """
 
     frequencies: Tensor
@@ -43,6 +46,8 @@ class Rotary(nn.Module):
         llama3: tuple[float, float, float, float] | None = None,
     ) -> None:
         super().__init__()
+        if head_width % 2:
+            raise ValueError(f"rotary positions turn pairs: a head's width must be even, not {head_width}")
         with torch.device("cpu"):  # computed, so never among the weights: real also while a model is only planned
             exponents = torch.arange(0, head_width, 2, dtype=torch.int64).float() / head_width
             frequencies = 1.0 / base**exponents / stretch

@@ -54,3 +54,4 @@ def _narrow(text: str) -> str:
 
 
 _TOKENIZERS: dict[str, Callable[[str], list[str]]] = {"en": ptb_tokenize, "zh": tokenize_chinese}
+LANGUAGES = tuple(_TOKENIZERS)

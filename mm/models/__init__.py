@@ -1,7 +1,7 @@
 """Models built from ``mm.layers``: vision encoders, text transformers and what they make together."""
 
 from mm.models.architecture import Architecture, Parts, TextParts, build, build_language
-from mm.models.dual_encoder import DualEncoder
+from mm.models.dual_encoder import DualEncoder, OpenClip, build_dual_encoder
 from mm.models.language import LanguageModel
 from mm.models.text import Conditioning, Context, Head, TextTransformer
 from mm.models.vision import ConvStem, HybridViT, TimmViT
@@ -16,6 +16,7 @@ __all__ = [
     "Head",
     "HybridViT",
     "LanguageModel",
+    "OpenClip",
     "Parts",
     "SpecialTokens",
     "TextParts",
@@ -23,5 +24,6 @@ __all__ = [
     "TimmViT",
     "VisionLanguageModel",
     "build",
+    "build_dual_encoder",
     "build_language",
 ]

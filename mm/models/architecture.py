@@ -239,8 +239,8 @@ def _text_pair(
         if share and embedding is None:
             embedding = nn.Embedding(int(whole["vocabulary"]), int(whole.get("width", 0)))
             nn.init.normal_(embedding.weight, std=0.02)
-        given_embedding = {"embedding": embedding} if share else {}
-        built.append(build_part(role, TEXT, whole, **given_embedding))
+        shared = {"embedding": embedding} if share else {}
+        built.append(build_part(role, TEXT, whole, **shared, below=built[0] if built else None))
     return built[0], built[1]
 
 

@@ -17,8 +17,8 @@ class Context(NamedTuple):
 
     Args:
         layers: keys and values for each block; None for one without cross-attention.
-        mask: (B, 1, 1 or T, P) bool, true where a token may look; None for everywhere. Tokens behind the T-th look
-            where the last one does.
+        mask: (B, 1, 1 or T, P) bool, true where a token may look; None for everywhere. Tokens are counted without
+            padding; those behind the T-th look where the last one does.
     """
 
     layers: Sequence[KeyValues | None]
@@ -37,12 +37,20 @@ class Context(NamedTuple):
         ]
         return Context(layers, None if self.mask is None else self.mask.expand(count, -1, -1, -1))
 
-    def for_tokens(self, first: int, last: int) -> Tensor | None:
-        """Gives the mask of the tokens from ``first`` up to ``last``."""
+    def for_tokens(self, places: Tensor) -> Tensor | None:
+        """Gives the mask of the tokens at some places.
+
+        Args:
+            places: (T,) int64, or (R, T) where they differ. R may be K times B: K consecutive rows (the beams of one
+                image) are at the same places.
+        """
         if self.mask is None or self.mask.shape[2] == 1:
             return self.mask
-        known = torch.arange(first, last, device=self.mask.device).clamp_max(self.mask.shape[2] - 1)
-        return self.mask[:, :, known]
+        places = places.clamp_max(self.mask.shape[2] - 1)
+        if places.ndim == 1:
+            return self.mask[:, :, places]
+        places = places[:: len(places) // len(self.mask)]
+        return self.mask.gather(2, places[:, None, :, None].expand(-1, 1, -1, self.mask.shape[3]))
 
 
 class Conditioning(NamedTuple):
@@ -250,6 +258,7 @@ class TextTransformer(nn.Module):
             padding = torch.cat([padding.new_ones(len(padding), ahead), padding], 1)
         kind: MaskKind = "prefix" if ahead and self.mask == "causal" else self.mask
         mask = attention_mask(kind, queries, keys, padding=padding, prefix=ahead, device=x.device)
+        context_mask = None if context is None else context.for_tokens(places)
         rotation = None
         if self.rotary is not None:
             places = places + ahead
@@ -260,7 +269,6 @@ class TextTransformer(nn.Module):
         if self.relative is not None:
             bias = self.relative(queries, keys)
             mask = bias if mask is None else torch.where(mask, bias, -torch.inf)
-        context_mask = None if context is None else context.for_tokens(*span)
         for layer, block in enumerate(self._stack()):
             x = block(
                 x,

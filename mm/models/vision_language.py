@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mm.models.interleaved import sees_last_image
 from mm.models.text import Conditioning, Context, TextTransformer
 
 Sees = Literal["cross", "prefix", "answer"]
@@ -28,6 +29,9 @@ class SpecialTokens:
         match: begins a text that is matched with an image, or a question; None for nothing.
         languages: begins a caption in this language; by language code.
         close: ends a text that is embedded or matched; None for nothing.
+        start: comes before the token of the language where a decoder writes; None for nothing.
+        image: stands for an image within a text; None where the model reads none there.
+        around_image: comes before such a token and behind it; None for nothing.
     """
 
     padding: int
@@ -36,6 +40,15 @@ class SpecialTokens:
     match: int | None
     languages: dict[str, int]
     close: int | None = None
+    start: int | None = None
+    image: int | None = None
+    around_image: int | None = None
+
+    @property
+    def image_marks(self) -> tuple[int, ...]:
+        """The tokens that stand for an image within a text; none where the model reads no images there."""
+        around = () if self.around_image is None else (self.around_image,)
+        return () if self.image is None else (*around, self.image, *around)
 
 
 class VisionLanguageModel(nn.Module):
@@ -116,14 +129,27 @@ class VisionLanguageModel(nn.Module):
 
     @property
     def capabilities(self) -> tuple[str, ...]:
-        """What it can do: ``caption``, ``embed``, ``match``, ``ask``."""
+        """What it can do: ``caption``, follow the example of ``shots``, ``embed``, ``match``, ``ask``."""
         can = {
             "caption": self.text_decoder is not None and self.sees != "answer",
+            "shots": self.text_decoder is not None and self.sees == "cross" and self.special.image is not None,
             "embed": self.embeds,
             "match": self.match_head is not None,
             "ask": self.sees == "answer",
         }
         return tuple(name for name, able in can.items() if able)
+
+    @property
+    def text_room(self) -> int:
+        """The most tokens of a text that is embedded or matched, special tokens not counted."""
+        special = self.special
+        first = special.embed is not None or special.match is not None
+        return self.encoder.max_tokens - first - (special.close is not None)
+
+    @property
+    def caption_room(self) -> int:
+        """The most tokens of a caption that is written, those that it begins with not counted."""
+        return self.decoder.max_tokens - 1 - (self.special.start is not None) - len(self.special.image_marks)
 
     def image_tokens(self, pixels: Tensor) -> Tensor:
         """Maps (B, 3, H, W) pixels in [0, 1] to (B, P, D) image tokens."""
@@ -158,7 +184,7 @@ class VisionLanguageModel(nn.Module):
         Returns:
             (B, E) float32 vectors of length 1: the projection of what ``text_pooling`` says.
         """
-        tokens, padding = self._enclose(self.special.embed, tokens, padding)
+        tokens, padding = enclose(self.special, self.special.embed, tokens, padding)
         if self.text_length is not None:
             tokens = F.pad(tokens, (0, self.text_length - tokens.shape[1]), value=self.special.padding)
             padding = torch.ones_like(tokens, dtype=torch.bool)
@@ -170,9 +196,9 @@ class VisionLanguageModel(nn.Module):
             last = (
                 padding.sum(1) - 1
                 if self.text_pooling == "last"
-                else padding.new_zeros(len(padding), dtype=torch.int64)
+                else padding.new_zeros(padding.shape[0], dtype=torch.int64)
             )
-            pooled = hidden[torch.arange(len(hidden), device=hidden.device), last]
+            pooled = hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
         if self.text_projection is not None:
             pooled = self.text_projection(pooled)
         return F.normalize(pooled.float(), dim=-1)
@@ -189,16 +215,37 @@ class VisionLanguageModel(nn.Module):
             (B, 2) logits: no match, match.
         """
         assert self.match_head is not None, "this model doesn't match"
-        tokens, padding = self._enclose(self.special.match, tokens, padding)
+        tokens, padding = enclose(self.special, self.special.match, tokens, padding)
         hidden = self.encoder(tokens, padding=padding, context=context)
         return self.match_head(hidden[:, 0])
 
     def about(self, image_tokens: Tensor) -> Conditioning:
         """Prepares (B, P, D) image tokens once for the text decoder: what captions are about."""
-        seen = image_tokens if self.connector is None else self.connector(image_tokens)
+        seen = self.seen_tokens(image_tokens)
         if self.sees == "prefix":
             return Conditioning(len(seen), prefix=seen)
+        if "shots" in self.capabilities:
+            opening = self.opening(torch.zeros(len(seen), dtype=torch.int64, device=seen.device))
+            return self.about_interleaved(seen[:, None], opening)
         return Conditioning(len(seen), context=self.decoder.keys_values(seen))
+
+    def seen_tokens(self, image_tokens: Tensor) -> Tensor:
+        """Maps (B, P, D) image tokens to those that the text decoder sees: what the connector makes of them."""
+        return image_tokens if self.connector is None else self.connector(image_tokens)
+
+    def about_interleaved(self, seen: Tensor, tokens: Tensor) -> Conditioning:
+        """Prepares several images within each text once for the text decoder; a token sees the last one before it.
+
+        Args:
+            seen: (B, M, P, D) what ``seen_tokens`` gave for the M images of each text.
+            tokens: (B, T) int64, the texts from their beginning up to the last image at least; what follows sees what
+                the last of them sees.
+        """
+        assert self.special.image is not None, "this model reads no images within a text"
+        sees = sees_last_image(tokens, seen.shape[1], self.special.image, self.special.close)
+        context = self.decoder.keys_values(seen.flatten(1, 2))
+        mask = sees.repeat_interleave(seen.shape[2], 2)[:, None]
+        return Conditioning(len(seen), context=context._replace(mask=mask))
 
     def about_question(self, image_tokens: Tensor, tokens: Tensor, padding: Tensor) -> Conditioning:
         """Prepares questions about images once for the text decoder: what answers are about.
@@ -208,7 +255,7 @@ class VisionLanguageModel(nn.Module):
             tokens: (B, T) int64, questions without special tokens, padded on the right.
             padding: (B, T) bool, true at real tokens.
         """
-        tokens, padding = self._enclose(self.special.match, tokens, padding)
+        tokens, padding = enclose(self.special, self.special.match, tokens, padding)
         hidden = self.encoder(tokens, padding=padding, context=self.encoder.keys_values(image_tokens))
         return Conditioning(len(tokens), context=self.decoder.keys_values(hidden, padding))
 
@@ -224,9 +271,9 @@ class VisionLanguageModel(nn.Module):
         Returns:
             (R, V) logits, R the number of real positions counted with the first token, caption by caption.
         """
-        tokens, padding = _begin(language[:, None], tokens, padding)
-        hidden = self.decoder(tokens, context=about.context, prefix=about.prefix)
-        return self.decoder.logits(hidden[padding])
+        opening = self.opening(language)
+        hidden = self.decoder(torch.cat([opening, tokens], 1), context=about.context, prefix=about.prefix)
+        return self.decoder.logits(hidden[:, opening.shape[1] - 1 :][F.pad(padding, (1, 0), value=True)])
 
     def caption_targets(self, tokens: Tensor, padding: Tensor, complete: Tensor) -> Tensor:
         """Gives the tokens that ``caption_logits`` is to predict: each caption and then the end token.
@@ -245,17 +292,38 @@ class VisionLanguageModel(nn.Module):
         targets[torch.arange(len(targets), device=targets.device), last] = torch.where(complete, self.special.end, -100)
         return targets[real]
 
-    def _enclose(self, first: int | None, tokens: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
-        """Puts a text's first token before it and the closing one behind it, where the model has them."""
-        if self.special.close is not None:
-            rows, length = torch.arange(len(tokens), device=tokens.device), padding.sum(1)
-            tokens = torch.cat([tokens, torch.full_like(tokens[:, :1], self.special.padding)], 1)
-            padding = torch.cat([padding, padding.new_zeros(len(padding), 1)], 1)
-            tokens[rows, length] = self.special.close
-            padding[rows, length] = True
-        return (tokens, padding) if first is None else _begin(first, tokens, padding)
+    def opening(self, language: Tensor) -> Tensor:
+        """Gives the (B, T) tokens that captions begin with, for the (B,) tokens of their languages.
+
+        Where the model reads images within the text, that is the mark of the image too.
+        """
+        start = () if self.special.start is None else (self.special.start,)
+        parts = [language.new_tensor(ids).expand(len(language), -1) for ids in (start, self.special.image_marks)]
+        return torch.cat([parts[0], language[:, None], parts[1]], 1)
+
+
+def enclose(special: SpecialTokens, first: int | None, tokens: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
+    """Puts a text's first token before it and the closing one behind it, where the model has them.
+
+    Args:
+        special: ids of the tokens that aren't text.
+        first: the first token; None for none.
+        tokens: (B, T) int64, text without special tokens, padded on the right.
+        padding: (B, T) bool, true at real tokens.
+
+    Returns:
+        Both, one token longer for each that is put there.
+    """
+    if special.close is not None:  # a batch's size is its shape's here: an exported model has no len
+        rows, length = torch.arange(tokens.shape[0], device=tokens.device), padding.sum(1)
+        tokens = torch.cat([tokens, torch.full_like(tokens[:, :1], special.padding)], 1)
+        padding = torch.cat([padding, padding.new_zeros(padding.shape[0], 1)], 1)
+        tokens[rows, length] = special.close
+        padding[rows, length] = True
+    return (tokens, padding) if first is None else _begin(first, tokens, padding)
 
 
 def _begin(first: int | Tensor, tokens: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
-    head = tokens.new_full((len(tokens), 1), first) if isinstance(first, int) else first
-    return torch.cat([head, tokens], 1), torch.cat([padding.new_ones(len(tokens), 1), padding], 1)
+    rows = tokens.shape[0]
+    head = tokens.new_full((rows, 1), first) if isinstance(first, int) else first
+    return torch.cat([head, tokens], 1), torch.cat([padding.new_ones(rows, 1), padding], 1)

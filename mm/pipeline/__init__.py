@@ -1,4 +1,4 @@
-"""What a user holds in hand: a loaded model that captions, embeds and matches images."""
+"""What a user holds in hand: a loaded model, for images or for texts alone."""
 
 from __future__ import annotations
 
@@ -7,18 +7,25 @@ from pathlib import Path
 import torch
 
 from mm.checkpoints.directory import first_line
-from mm.checkpoints.resolve import load_vision_language
+from mm.checkpoints.resolve import load_model
 from mm.errors import OptionError
-from mm.pipeline.base import CAPTION, Caption, ImageLike, Pipeline, open_image
-from mm.pipeline.dual_encoder import DualEncoderPipeline
+from mm.models import LanguageModel
+from mm.pipeline.base import ANSWER, CAPTION, TRANSLATION, Answer, Caption, ImageLike, Pipeline, open_image
+from mm.pipeline.language import Filling, LanguagePipeline, Score, Translation
 from mm.pipeline.vision_language import VisionLanguagePipeline
 
 __all__ = [
+    "ANSWER",
     "CAPTION",
+    "TRANSLATION",
+    "Answer",
     "Caption",
-    "DualEncoderPipeline",
+    "Filling",
     "ImageLike",
+    "LanguagePipeline",
     "Pipeline",
+    "Score",
+    "Translation",
     "VisionLanguagePipeline",
     "load",
     "open_image",
@@ -43,9 +50,6 @@ def load(name: str | Path = "mm-tiny", device: str | torch.device | None = None)
         torch.empty(0, device=place)
     except (AssertionError, RuntimeError) as error:
         raise OptionError(f"device {str(device)!r} can't be used ({first_line(error)})") from error
-    if str(name).startswith("open_clip:"):
-        from mm.checkpoints.open_clip import load_open_clip
-
-        encoder, transform, fingerprint = load_open_clip(str(name))
-        return DualEncoderPipeline(str(name), encoder, transform, fingerprint, place)
-    return VisionLanguagePipeline(str(name), load_vision_language(name), place)
+    loaded = load_model(name)
+    kind = LanguagePipeline if isinstance(loaded.model, LanguageModel) else VisionLanguagePipeline
+    return kind(str(name), loaded, place)

@@ -1,4 +1,4 @@
-"""What every loaded model has in common: it embeds, and may caption, match or answer."""
+"""What every loaded model has in common: what it can do, and what it says where it can't."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,11 +15,25 @@ from torch import Tensor
 
 from mm.checkpoints.resolve import BUILT_IN
 from mm.data.images import convert_image, decode_image, read_image
+from mm.data.labels import TEMPLATE
 from mm.errors import CapabilityError, OptionError
 from mm.generation import GenerationConfig
 
+if TYPE_CHECKING:
+    from mm.pipeline.language import Filling, Score, Translation
+
 ImageLike = Image.Image | str | Path | bytes
 CAPTION = GenerationConfig(beams=3, repetition_penalty=1.2)
+ANSWER = GenerationConfig(beams=3, max_tokens=10)
+TRANSLATION = GenerationConfig(beams=3, max_tokens=60)
+ABLE = {
+    "ask": "hf:Salesforce/blip-vqa-base",
+    "shots": "hf:HuggingFaceM4/idefics-9b",
+    "translate": "T5, BART and mBART, and those that configs/text/translate.yaml trains",
+    "score": "GPT-2, LLaMA and Falcon",
+    "fill": "BERT and RoBERTa",
+}
+IN_A_LANGUAGE = {"caption": "caption in", "translate": "translate into", "score": "score texts in"}
 
 
 @dataclass(frozen=True)
@@ -34,6 +49,26 @@ class Caption:
 
     text: str
     language: str
+    score: float
+    complete: bool
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer to a question about one image.
+
+    Args:
+        text: the answer.
+        question: what was asked.
+        score: mean log-probability of the answer's tokens: nearer to 0 is surer.
+        complete: whether it ended by itself, not at the length limit.
+    """
+
+    text: str
+    question: str
     score: float
     complete: bool
 
@@ -85,6 +120,7 @@ class Pipeline(ABC):
         *,
         language: str = "en",
         prompt: str | Sequence[str] = "",
+        shots: Sequence[tuple[ImageLike, str]] = (),
         config: GenerationConfig = CAPTION,
         batch_size: int = 16,
     ) -> list[Caption]:
@@ -94,6 +130,7 @@ class Pipeline(ABC):
             images: decoded images, paths or encoded bytes; or a single one.
             language: code of the language to caption in.
             prompt: words that captions begin with, for all images or one for each.
+            shots: images with their captions, whose example captions follow.
             config: how captions are decoded; beam search with 3 beams and a
                 repetition penalty of 1.2 unless told otherwise.
             batch_size: images captioned together. It changes speed, not captions.
@@ -102,11 +139,37 @@ class Pipeline(ABC):
             One caption for each image.
 
         Raises:
-            CapabilityError: this model doesn't caption.
+            CapabilityError: this model doesn't caption, or can't take shots.
             OptionError: the model doesn't know the language, or the options don't fit it.
             ImageError: an image can't be decoded.
         """
         raise self._lacks("caption")
+
+    def ask(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        questions: str | Sequence[str],
+        *,
+        config: GenerationConfig = ANSWER,
+        batch_size: int = 16,
+    ) -> list[Answer]:
+        """Answers questions about images.
+
+        Args:
+            images: decoded images, paths or encoded bytes; or a single one.
+            questions: one for all images, or one for each.
+            config: how answers are decoded; beam search with 3 beams, and at most 10 tokens, unless told otherwise.
+            batch_size: questions answered together. It changes speed, not answers.
+
+        Returns:
+            One answer for each image.
+
+        Raises:
+            CapabilityError: this model doesn't answer questions.
+            OptionError: the options don't fit the model, or the number of questions isn't that of the images.
+            ImageError: an image can't be decoded.
+        """
+        raise self._lacks("ask")
 
     @torch.inference_mode()
     def embed_images(self, images: ImageLike | Sequence[ImageLike], batch_size: int = 32) -> np.ndarray:
@@ -120,8 +183,10 @@ class Pipeline(ABC):
             (B, E) float32 vectors of length 1.
 
         Raises:
+            CapabilityError: this model doesn't embed.
             ImageError: an image can't be decoded.
         """
+        self.require("embed")
         vectors = [self._image_vectors(pixels).float().cpu() for pixels in self._batches(images, batch_size)]
         return torch.cat([torch.empty(0, self.dimension), *vectors]).numpy()
 
@@ -135,7 +200,11 @@ class Pipeline(ABC):
 
         Returns:
             (B, E) float32 vectors of length 1.
+
+        Raises:
+            CapabilityError: this model doesn't embed.
         """
+        self.require("embed")
         texts = [texts] if isinstance(texts, str) else texts
         vectors = [
             self._text_vectors(texts[start : start + batch_size]).float().cpu()
@@ -159,26 +228,121 @@ class Pipeline(ABC):
         """
         raise self._lacks("match")
 
+    def classify(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        labels: Sequence[str],
+        *,
+        template: str = TEMPLATE,
+        batch_size: int = 32,
+    ) -> np.ndarray:
+        """Says which of some labels fits each image best, as CLIP does without training for it (arXiv:2103.00020).
+
+        Args:
+            images: B decoded images, paths or encoded bytes; or a single one.
+            labels: M labels, all of them different.
+            template: a text with ``{}`` where the label stands.
+            batch_size: images embedded together.
+
+        Returns:
+            (B, M) float32 probabilities, which sum up to 1 for each image: the softmax of the similarities of image and
+            text, multiplied with the model's own scale.
+
+        Raises:
+            CapabilityError: this model doesn't embed.
+            OptionError: there are fewer than two labels, one is there twice, or the template has no ``{}``.
+            ImageError: an image can't be decoded.
+        """
+        raise self._lacks("embed")
+
+    def translate(
+        self,
+        texts: str | Sequence[str],
+        *,
+        to: str | None = None,
+        source: str | Sequence[str | None] | None = None,
+        config: GenerationConfig = TRANSLATION,
+        batch_size: int = 16,
+    ) -> list[Translation]:
+        """Translates texts, or rewrites them as the model has learnt to.
+
+        Args:
+            texts: one or several. A text that is longer than the model reads is cut, its special tokens are not.
+            to: code of the language to translate into; None where the model writes in only one.
+            source: code of the texts' language, for all or for each, where the model is told (mBART); None for the one
+                that its tokenizer names.
+            config: how translations are decoded; beam search with 3 beams, and at most 60 tokens, unless told
+                otherwise.
+            batch_size: texts translated together. It changes speed, not translations.
+
+        Returns:
+            One translation for each text.
+
+        Raises:
+            CapabilityError: this model doesn't translate.
+            OptionError: the model doesn't know a language, or the options don't fit it.
+        """
+        raise self._lacks("translate")
+
+    def score(self, texts: str | Sequence[str], *, language: str | None = None, batch_size: int = 16) -> list[Score]:
+        """Says how likely a language model finds texts.
+
+        Every token of a text counts, given the token that texts begin with and those before it. Neither that first
+        token counts nor one that would end the text.
+
+        Args:
+            texts: one or several. A text that is longer than the model reads is cut.
+            language: code of their language; None where the model knows only one.
+            batch_size: texts scored together. It changes speed, not scores.
+
+        Returns:
+            One score for each text.
+
+        Raises:
+            CapabilityError: this model doesn't score texts.
+            OptionError: the model doesn't know the language.
+        """
+        raise self._lacks("score")
+
+    def fill(self, texts: str | Sequence[str], *, top: int = 5, batch_size: int = 16) -> list[list[list[Filling]]]:
+        """Finds the likeliest tokens for the masks in texts.
+
+        Args:
+            texts: one or several, each with a mask at least, spelled as the model's tokenizer does: ``[MASK]``.
+            top: how many tokens to give for each mask.
+            batch_size: texts read together. It changes speed, not results.
+
+        Returns:
+            For each text and each of its masks the likeliest tokens, the best first.
+
+        Raises:
+            CapabilityError: this model doesn't fill in masks.
+            OptionError: a text has no mask, or is longer than the model reads; or ``top`` is out of range.
+        """
+        raise self._lacks("fill")
+
     def require(self, capability: str, language: str | None = None) -> None:
         """Makes sure of a capability before any work is done.
 
         Args:
-            capability: ``caption``, ``embed`` or ``match``.
-            language: a language to caption in.
+            capability: ``caption``, ``shots``, ``embed``, ``match``, ``ask``, ``translate``, ``score`` or ``fill``.
+            language: a language to caption in, to translate into or to score texts in.
 
         Raises:
             CapabilityError: the model lacks the capability.
-            OptionError: the model doesn't caption in the language.
+            OptionError: the model can't do it in the language.
         """
         if capability not in self.capabilities:
             raise self._lacks(capability)
-        if capability == "caption" and language is not None and language not in self.languages:
-            raise OptionError(f"{self.name} doesn't caption in {language!r}; languages: {', '.join(self.languages)}")
+        doing = IN_A_LANGUAGE.get(capability)
+        if doing is not None and language is not None and language not in self.languages:
+            raise OptionError(f"{self.name} doesn't {doing} {language!r}; languages: {', '.join(self.languages)}")
 
     def _lacks(self, capability: str) -> CapabilityError:
         has = ", ".join(self.capabilities)
-        able = f"{', '.join(BUILT_IN)} and those that 'mm fit' trains"
-        return CapabilityError(f"{self.name} can't {capability} (it can {has}); models that can: {able}")
+        able = ABLE.get(capability, f"{', '.join(BUILT_IN)} and those that 'mm fit' trains")
+        doing = "take shots" if capability == "shots" else capability
+        return CapabilityError(f"{self.name} can't {doing} (it can {has}); models that can: {able}")
 
     @abstractmethod
     def _image_vectors(self, pixels: Tensor) -> Tensor:

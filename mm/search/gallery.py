@@ -315,10 +315,12 @@ class Gallery:
 
 
 def _load(name: str | None, device: str | None) -> Embedder:
-    """Load a model by its name, or the default one."""
+    """Load a model by its name, or the default one; one that embeds."""
     import mm
 
-    return mm.load(device=device) if name is None else mm.load(name, device)
+    model = mm.load(device=device) if name is None else mm.load(name, device)
+    model.require("embed")
+    return model
 
 
 def _check_k(k: int) -> None:

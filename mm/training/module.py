@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from mm.checkpoints.backbones import load_stem_weights
-from mm.checkpoints.directory import Loaded, describe_build, special_tokens
+from mm.checkpoints.directory import Loaded, special_tokens
 from mm.checkpoints.resolve import find_tokenizer, load_vision_language
 from mm.checkpoints.starting import start_from_parts
-from mm.data.datamodule import CaptionData
+from mm.data.datamodule import CaptionData, Watch
 from mm.data.dataset import Batch
 from mm.data.tokenizer import Tokenizer
 from mm.data.transforms import Preprocessing, to_pixels
-from mm.errors import CheckpointError, OptionError
+from mm.errors import OptionError
 from mm.models import Architecture, HybridViT, Parts, build
 from mm.models.freezing import freeze
 from mm.training.attention import fast_attention
+from mm.training.base import Training
 from mm.training.losses import Losses, caption_loss, contrastive_loss, hard_negatives, matching_loss, similarities
-from mm.training.optimizer import OptimizerSettings, adamw, cosine_schedule, parameter_groups
+from mm.training.optimizer import OptimizerSettings
 from mm.training.validation import Validation, ValidationRun
 
 
-class VisionLanguageTraining(L.LightningModule):
+class VisionLanguageTraining(Training):
     """Trains captioning, the shared space and matching together, ITC + ITM + LM, as far as the model does them.
 
     Args:
@@ -77,17 +75,13 @@ class VisionLanguageTraining(L.LightningModule):
         features: str | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, seed)
         if vision_frozen_epochs < 0:
             raise OptionError(f"model.vision_frozen_epochs must be at least 0, not {vision_frozen_epochs}")
-        if not 0 <= seed < 2**32:
-            raise OptionError(f"model.seed must be at least 0 and below 2**32, not {seed}")
         self.losses = losses
-        self.optimizer_settings = optimizer
         self.validation = validation
         self.vision_frozen_epochs = vision_frozen_epochs
         self.features = features
-        self.seed = seed
         loaded = self._start(architecture, parts, init, tokenizer, vision_weights, frozen_stages)
         self.architecture, self.tokenizer, self.model = loaded.architecture, loaded.tokenizer, loaded.model.train()
         self.preprocessing, self.family = loaded.preprocessing, loaded.family
@@ -166,6 +160,15 @@ class VisionLanguageTraining(L.LightningModule):
         vision = self.model.vision
         return vision.stem if isinstance(vision, HybridViT) else vision
 
+    def attach(self, data: CaptionData, progress: Watch) -> None:
+        """Gives the data what depends on the model.
+
+        Args:
+            data: where training and validation images come from.
+            progress: shows how far a long check is.
+        """
+        data.attach(self.tokenizer, self.transform, self.validation.language, progress)
+
     def setup(self, stage: str) -> None:
         """Checks that validation language and length of captions fit the model.
 
@@ -186,7 +189,7 @@ class VisionLanguageTraining(L.LightningModule):
     @property
     def _room(self) -> int:
         """The most tokens of a caption, special tokens not counted."""
-        rooms = [] if self.model.text_decoder is None else [self.model.text_decoder.max_tokens - 1]
+        rooms = [] if self.model.text_decoder is None else [self.model.caption_room]
         return min([*rooms, *([self.model.text_room] if self.model.embeds else [])])
 
     def on_fit_start(self) -> None:
@@ -219,9 +222,7 @@ class VisionLanguageTraining(L.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Makes the step a function of its number, so that resuming repeats it; thaws the vision weights in time."""
-        part = batch_idx % self.trainer.accumulate_grad_batches
-        number = self.seed * 1_000_003 + self.global_step + part * 500_009
-        torch.manual_seed((number * 1009 + self.global_rank) % 2**63)
+        super().on_train_batch_start(batch, batch_idx)
         vision = self.model.vision
         trained = vision.stem.stages[vision.stem.frozen_stages :] if isinstance(vision, HybridViT) else vision
         if "vision" not in self.frozen:
@@ -297,23 +298,8 @@ class VisionLanguageTraining(L.LightningModule):
         assert self._run is not None
         self._run.add(batch["pixels"], batch["keys"], batch["captions"])
 
-    def on_validation_epoch_end(self) -> None:
+    def report(self, split: str) -> None:
         """Logs the metrics and a picture of photos with their captions."""
-        self._report("val")
-
-    def on_test_epoch_start(self) -> None:
-        """Begins a pass."""
-        self.on_validation_epoch_start()
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Embeds and captions a batch of ``EvaluationSet.collate``."""
-        self.validation_step(batch, batch_idx)
-
-    def on_test_epoch_end(self) -> None:
-        """Logs the metrics and a picture of photos with their captions."""
-        self._report("test")
-
-    def _report(self, split: str) -> None:
         assert self._run is not None
         metrics = self._run.metrics()
         for name, value in metrics.items():
@@ -330,39 +316,3 @@ class VisionLanguageTraining(L.LightningModule):
                 folder.mkdir(parents=True, exist_ok=True)
                 picture.save(folder / f"{split}-{self.global_step:06d}.png")
         self._run = None
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Builds AdamW and the schedule over all the steps of the run."""
-        groups = parameter_groups(self.model, self.pretrained, self.optimizer_settings)
-        optimizer = adamw(groups)
-        if math.isinf(self.trainer.estimated_stepping_batches):
-            raise OptionError("the learning rate needs an end of training: set trainer.max_epochs or trainer.max_steps")
-        steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = cosine_schedule(optimizer, self.optimizer_settings, steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def check_same(self, kept: dict[str, Any], source: str) -> None:
-        """Makes sure that a checkpoint is of this model.
-
-        Args:
-            kept: what ``on_save_checkpoint`` added.
-            source: where it came from, for the message.
-
-        Raises:
-            CheckpointError: it is of another tokenizer or architecture, save for how that is trained.
-        """
-        known, own = dict(kept.get("architecture") or {}), asdict(self.architecture)
-        differing = [
-            f"{name} {known.get(name, 'unknown')} instead of {own.get(name, 'unknown')}"
-            for name in sorted((known.keys() | own.keys()) - {"dropout", "pooled_dropout", "frozen_stages"})
-            if known.get(name) != own.get(name)
-        ]
-        if kept.get("tokenizer") != self.tokenizer.to_json():
-            differing.append("another tokenizer")
-        if differing:
-            raise CheckpointError(f"{source}: is of another model than the configuration: {', '.join(differing)}")
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what it takes to use the weights: architecture and tokenizer."""
-        described = describe_build(self.architecture, self.tokenizer, self.preprocessing, self.family)
-        checkpoint["mm"] = described | {"tokenizer": self.tokenizer.to_json()}

@@ -104,14 +104,15 @@ class ValidationRun:
             self.texts.append(self._embed(texts))
 
     def _caption(self, tokens: Tensor) -> list[str]:
-        start = self.tokenizer.languages[self.language]
+        language = torch.full((len(tokens),), self.tokenizer.languages[self.language])
         found = generate(
             self.model.decoder,
             self.model.about(tokens),
-            [[start]] * len(tokens),
+            self.model.opening(language).tolist(),
             self.config,
             end=self.tokenizer.end,
             fill=self.tokenizer.padding,
+            never=self.model.special.image_marks,
         )
         return self.tokenizer.decode([caption.tokens for caption in found])
 

@@ -11,7 +11,7 @@ from running import fit, made_data, trainer, training
 from mm.checkpoints import resolve, save_directory
 from mm.checkpoints.resolve import find_tokenizer, load_vision_language
 from mm.data.tokenizer import Tokenizer
-from mm.errors import CapabilityError, CheckpointError, UnknownModelError
+from mm.errors import CheckpointError, UnknownModelError
 
 WORDS = tiny.tokenizer()
 
@@ -41,11 +41,6 @@ def test_unknown_names_list_the_known_ones(name: str, tmp_path: Path, monkeypatc
     for known in ("mm-tiny", "a model directory", ".ckpt", "hf:owner/name", "open_clip:architecture/tag"):
         assert known in message
     assert caught.value.exit_code == 2
-
-
-def test_open_clip_only_embeds() -> None:
-    with pytest.raises(CapabilityError, match=r"only embeds; models that also caption and match: mm-tiny"):
-        load_vision_language("open_clip:ViT-B-32/openai")
 
 
 def test_models_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import tiny
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from mm.checkpoints.resolve import find_tokenizer
 from mm.data.tokenizer import Tokenizer, clean_caption
 from mm.errors import CheckpointError, OptionError
 
@@ -34,8 +35,8 @@ def test_every_text_comes_back(text: str) -> None:
 
 @given(TEXT)
 def test_special_tokens_never_come_from_text(text: str) -> None:
-    special = {WORDS.padding, WORDS.end, WORDS.embed, WORDS.match, *WORDS.languages.values()}
-    for spelled in (text, f"<end>{text}<pad>", f"{text} <en>", "<embed> <match>"):
+    special = {WORDS.padding, WORDS.end, WORDS.embed, WORDS.match, WORDS.mask, *WORDS.languages.values()}
+    for spelled in (text, f"<end>{text}<pad>", f"{text} <en>", "<embed> <match> <mask>"):
         assert not special & set(WORDS.encode([spelled])[0])
 
 
@@ -82,8 +83,29 @@ def test_languages_are_those_it_was_trained_for() -> None:
     for wrong in ("", "EN", "e", "pad", "en>", "english please"):
         with pytest.raises(OptionError, match="isn't a language code"):
             Tokenizer.train(["a"], 300, [wrong])
-    with pytest.raises(OptionError, match="a vocabulary of 260 has no room for 256 bytes and 5 special tokens"):
+    with pytest.raises(OptionError, match="a vocabulary of 260 has no room for 256 bytes and 6 special tokens"):
         Tokenizer.train(["a"], 260, ["en"])
+
+
+def test_new_tokenizers_have_a_mask_behind_the_other_special_tokens() -> None:
+    special = [WORDS.padding, WORDS.end, WORDS.embed, WORDS.match, *WORDS.languages.values(), WORDS.mask]
+    assert special == list(range(7)) and WORDS.decode([[6, *WORDS.encode(["a wall"])[0], 6]]) == ["a wall"]
+    tiny_words = Tokenizer.read(find_tokenizer("mm-tiny"))
+    assert tiny_words.mask is None and list(tiny_words.languages.values()) == [4, 5]
+
+
+def test_a_model_of_one_language_may_write_others_instead() -> None:
+    one = Tokenizer.from_json(WORDS.to_json(), "public", WORDS.special | {"languages": {"en": 0}, "start": 1})
+    assert one.writing(["en"]) is one
+    both = one.writing(["zh", "de"])
+    assert both.languages == {"zh": 0, "de": 0} and both.begin("zh") == [1, 0] and not both.own
+    assert both.special == one.special | {"languages": both.languages} and both.to_json() == one.to_json()
+    assert both.writing(["fr"]).languages == {"fr": 0}
+    several = Tokenizer.from_json(WORDS.to_json(), "public", WORDS.special)
+    for words in (WORDS, several):
+        assert words.writing(["zh"]) is words
+        with pytest.raises(OptionError, match="language 'fr' is unknown; the tokenizer knows en, zh"):
+            words.writing(["en", "fr"])
 
 
 @pytest.mark.parametrize(

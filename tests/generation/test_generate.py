@@ -185,3 +185,12 @@ def test_wrong_use_is_refused_before_any_work() -> None:
 def test_options_out_of_range_are_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         GenerationConfig(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_tokens_that_are_never_chosen(config: GenerationConfig) -> None:
+    model, image = decoder(VOCABULARY, END), torch.randn(1, 9, 24, generator=torch.Generator().manual_seed(7))
+    free = generate(model, about(model, image), [[5]], config, end=END, fill=FILL)[0].tokens
+    never = sorted(set(free))[:3]
+    (barred,) = generate(model, about(model, image), [[5]], config, end=END, fill=FILL, never=never)
+    assert barred.tokens and not set(barred.tokens) & set(never)

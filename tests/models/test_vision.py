@@ -7,6 +7,7 @@ import torch
 from mm.errors import UsageError
 from mm.models import ConvStem, HybridViT, TimmViT
 from mm.models.presets import vision_encoder
+from mm.models.presets.vision import vit
 
 STEM = "test_efficientnet"
 
@@ -122,3 +123,8 @@ def test_prefix_tokens_come_before_the_patches(name: str, prefix: int, summary: 
     model = TimmViT.named(name, 64, (0.5,) * 3, (0.5,) * 3).eval()
     assert (model.prefix_tokens, model.has_summary) == (prefix, summary)
     assert model(pictures()).shape[1] == prefix + 16
+
+
+def test_feed_forward_networks_are_as_wide_as_told() -> None:
+    built = vit(16, 16, 176, 4, 1, hidden=240, attention_pool=True)  # 240 / 176 * 176 is less than 240
+    assert built.model.blocks[0].mlp.fc1.out_features == built.model.attn_pool.mlp.fc1.out_features == 240

@@ -2,8 +2,7 @@
 
 To test a family: build its reference class small and random (``folders.random_``), ``save_pretrained`` it with
 tokenizer and image processor, load that folder with ``mm.load``, and compare outputs with the ``close`` fixture, whose
-row
-appears in the summary at the end. Compare unpadded and padded batches, and greedy generation token by token.
+row appears in the summary at the end. Compare unpadded and padded batches, and greedy generation token by token.
 """
 
 from __future__ import annotations

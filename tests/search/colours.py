@@ -40,6 +40,9 @@ class ColourEmbedder:
         named = [[COLOURS[word] for word in text.split() if word in COLOURS] or [(128, 128, 128)] for text in texts]
         return self._unit(np.array([np.mean(colours, axis=0) for colours in named]))
 
+    def require(self, capability: str) -> None:
+        assert capability == "embed"
+
     @staticmethod
     def _unit(colours: np.ndarray) -> np.ndarray:
         vectors = np.concatenate([colours - 128, np.full((len(colours), 1), 20)], axis=1).astype(np.float32)

@@ -6,6 +6,18 @@ from typing import Any
 
 from mm.checkpoints.convert import Names, Settings, Source, joined, layer, same
 
+NUMBERS: dict[str, tuple[str, Any]] = {
+    "image_size": ("image_size", 224),
+    "patch_size": ("patch_size", 16),
+    "width": ("hidden_size", 768),
+    "heads": ("num_attention_heads", 12),
+    "blocks": ("num_hidden_layers", 12),
+    "hidden": ("intermediate_size", 3072),
+    "activation": ("hidden_act", "gelu"),
+    "eps": ("layer_norm_eps", 1e-5),
+}
+"""Numbers of the ``vit`` preset: what a configuration calls each, and what most families take where it is silent."""
+
 
 def vit_numbers(config: Settings, mean: Any, std: Any, **defaults: Any) -> dict[str, Any]:
     """Gives the numbers of the ``vit`` preset from the configuration of a vision encoder.
@@ -16,34 +28,20 @@ def vit_numbers(config: Settings, mean: Any, std: Any, **defaults: Any) -> dict[
         std: per-channel standard deviation likewise.
         defaults: what the family takes where its configuration is silent, by the configuration's names.
     """
-    known: dict[str, Any] = {
-        "image_size": 224,
-        "patch_size": 16,
-        "hidden_size": 768,
-        "num_attention_heads": 12,
-        "num_hidden_layers": 12,
-        "intermediate_size": 3072,
-        "hidden_act": "gelu",
-        "layer_norm_eps": 1e-5,
-    } | defaults
     config.one_of("num_channels", 3, (3,))
-    return {
-        "preset": "vit",
-        "image_size": config.get("image_size", known["image_size"]),
-        "patch_size": config.get("patch_size", known["patch_size"]),
-        "width": config.get("hidden_size", known["hidden_size"]),
-        "heads": config.get("num_attention_heads", known["num_attention_heads"]),
-        "blocks": config.get("num_hidden_layers", known["num_hidden_layers"]),
-        "hidden": config.get("intermediate_size", known["intermediate_size"]),
-        "activation": config.activation("hidden_act", known["hidden_act"]),
-        "eps": config.get("layer_norm_eps", known["layer_norm_eps"]),
-        "mean": list(mean),
-        "std": list(std),
-    }
+    numbers = {own: config.get(theirs, defaults.get(theirs, usual)) for own, (theirs, usual) in NUMBERS.items()}
+    numbers["activation"] = config.activation("hidden_act", defaults.get("hidden_act", "gelu"))
+    return {"preset": "vit"} | numbers | {"mean": list(mean), "std": list(std)}
 
 
 def clip_vision(
-    theirs: str, blocks: int, *, class_token: bool = True, pre_norm: bool = True, patch_bias: bool = False
+    theirs: str,
+    blocks: int,
+    *,
+    class_token: bool = True,
+    pre_norm: bool = True,
+    patch_bias: bool = False,
+    final_norm: bool = True,
 ) -> Names:
     """Gives the sources of a ViT in CLIP's layout, which GIT, SigLIP and IDEFICS use too.
 
@@ -53,6 +51,7 @@ def clip_vision(
         class_token: whether there is one.
         pre_norm: whether embedded patches are normalized.
         patch_bias: whether the embedding of patches has a bias.
+        final_norm: whether tokens are normalized behind the last block.
     """
     names = _embeddings(f"{theirs}.embeddings", class_token, patch_bias)
     names["vision.model.pos_embed"] = _batched(f"{theirs}.embeddings.position_embedding.weight")
@@ -64,7 +63,7 @@ def clip_vision(
             parts = [f"{other}.self_attn.{part}_proj.{kind}" for part in ("q", "k", "v")]
             names[f"{mine}.attn.qkv.{kind}"] = joined(*parts)
         names |= layer(f"{mine}.attn.proj", f"{other}.self_attn.out_proj") | _block(mine, other)
-    return names | layer("vision.model.norm", f"{theirs}.post_layernorm")
+    return names | (layer("vision.model.norm", f"{theirs}.post_layernorm") if final_norm else {})
 
 
 def blip_vision(theirs: str, blocks: int, *, bias: bool = True) -> Names:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 
 from mm.layers import Attention, FeedForward, Resampler, ResamplerBlock
@@ -60,20 +58,19 @@ def resampler(
     return Resampler([block() for _ in range(blocks)], latents, image_width)
 
 
-class Pass(nn.Identity):
+class Pass(nn.Module):
     """Image tokens as they are.
 
     Args:
         image_width: D.
+        skip: how many of the first are left out.
     """
 
-    def __init__(self, image_width: int) -> None:
+    def __init__(self, image_width: int, *, skip: int = 0) -> None:
         super().__init__()
         self.width = image_width
+        self.skip = skip
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Gives (B, P, D) ``tokens``."""
-        return tokens
-
-
-CONNECTORS: dict[str, Callable[..., nn.Module]] = {"none": Pass, "projection": Projection, "resampler": resampler}
+        """Maps (B, P, D) image tokens to the (B, P - skip, D) that stay."""
+        return tokens[:, self.skip :]

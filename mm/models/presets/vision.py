@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from mm.layers import ACTIVATIONS
-from mm.models.presets.text import block
+from mm.models.presets.blocks import block
 from mm.models.vision import ConvStem, HybridViT, TimmViT
 
 
@@ -66,6 +66,8 @@ def vit(
     pre_norm: bool = False,
     patch_bias: bool | None = None,
     class_token: bool = True,
+    registers: int = 0,
+    final_norm: bool = True,
     attention_pool: bool = False,
     mean: Iterable[float] = (0.5, 0.5, 0.5),
     std: Iterable[float] = (0.5, 0.5, 0.5),
@@ -85,6 +87,8 @@ def vit(
         pre_norm: normalize embedded patches before the first block (CLIP).
         patch_bias: whether the embedding of patches has a bias; None for where there is no ``pre_norm``.
         class_token: whether a class token precedes the patches.
+        registers: further tokens behind the class token, as the one that DeiT was distilled with.
+        final_norm: whether tokens are normalized behind the last block (IDEFICS's aren't).
         attention_pool: whether a learned query pools the tokens (SigLIP).
         mean: per-channel mean of the pixels that the weights expect.
         std: per-channel standard deviation likewise.
@@ -103,11 +107,13 @@ def vit(
         embed_dim=width,
         num_heads=heads,
         depth=blocks,
-        mlp_ratio=(hidden or 4 * width) / width,
+        mlp_ratio=((hidden or 4 * width) + 0.5) / width,  # timm rounds the product down
         qkv_bias=bias,
         pre_norm=pre_norm,
         class_token=class_token,
+        reg_tokens=registers,
         global_pool="map" if attention_pool else "token" if class_token else "avg",
+        final_norm=final_norm,
         fc_norm=False,
         num_classes=0,
         norm_layer=partial(nn.LayerNorm, eps=eps),
@@ -128,6 +134,3 @@ def _activation(name: str) -> Callable[..., nn.Module]:
             return ACTIVATIONS[name](x)
 
     return Activation
-
-
-VISION: dict[str, Callable[..., TimmViT | HybridViT]] = {"timm": vision_encoder, "vit": vit}
