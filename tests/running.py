@@ -98,5 +98,5 @@ def trainer(folder: Path, **options: Any) -> L.Trainer:
 
 def fit(trainer: L.Trainer, module: VisionLanguageTraining, data: CaptionData, last: bool = False) -> None:
     """Trains, as ``mm fit`` does."""
-    data.attach(module.tokenizer, module.transform, module.validation.language)
+    module.attach(data)
     trainer.fit(module, datamodule=data, ckpt_path="last" if last else None, weights_only=True)

@@ -200,8 +200,8 @@ def _compare(family: str, parts: Parts, blip: Parts) -> None:
 
 def _preprocessing(preprocessing: Preprocessing) -> dict[str, Any]:
     """Gives what ``preprocessor_config.json`` says, mean and standard deviation aside."""
-    if preprocessing.resize != "stretch":
-        raise _unlike(f"its images are cut or padded ({preprocessing}), and BLIP's are only scaled")
+    if preprocessing.resize != "stretch" or preprocessing.target != preprocessing.size:
+        raise _unlike(f"its images are cut ({preprocessing}), and BLIP's are only scaled")
     filters = {name: number for number, name in RESAMPLING.items()}
     return {
         "image_processor_type": "BlipImageProcessor",

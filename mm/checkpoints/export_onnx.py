@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -135,14 +137,13 @@ def _check(folder: Path, loaded: Loaded) -> None:
 
 def _export(tower: nn.Module, path: Path, loaded: Loaded) -> None:
     """Writes a tower as ONNX."""
-    rows = torch.export.Dim("rows")
-    length = torch.export.Dim("length", max=loaded.model.text_room)
-    example = _example(path.name, loaded, 2, 3)
+    longest = loaded.model.text_room
+    rows, length = torch.export.Dim("rows"), torch.export.Dim("length", max=longest)
+    example = _example(path.name, loaded, 2, min(3, longest))
     sizes = [{0: rows, 1: length} if path.name == TEXT else {0: rows} for _ in example]
     size = sum(value.nbytes for value in tower.parameters())
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet():
             torch.onnx.export(
                 tower,
                 tuple(example.values()),
@@ -158,6 +159,22 @@ def _export(tower: nn.Module, path: Path, loaded: Loaded) -> None:
         raise OutputError(f"{path.name}: can't be written ({error.strerror})") from error
     except Exception as error:  # the exporter raises many kinds
         raise OutputError(f"{path.name}: the model can't be written as ONNX ({first_line(error)})") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps from the reader what the exporter says about its own workings."""
+    loggers = [logging.getLogger(name) for name in ("onnx_ir", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _difference(tower: nn.Module, path: Path, loaded: Loaded) -> float:

@@ -53,7 +53,7 @@ def read_preprocessing(folder: Path, image_size: int) -> tuple[Preprocessing, Nu
     resample = settings.one_of("resample", None, RESAMPLING)
     resize, scaled = _size(settings, image_size)
     mean, std = _shift_and_scale(settings)
-    return Preprocessing(image_size, resize, RESAMPLING[resample], scaled), mean, std
+    return Preprocessing(image_size, resize, RESAMPLING[resample], scaled, pillow=False), mean, std
 
 
 def _settings(folder: Path) -> Settings:

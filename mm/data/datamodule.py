@@ -32,7 +32,8 @@ log = logging.getLogger(__name__)
 Watch = Callable[[str, str], AbstractContextManager[Callable[[int, int | None], None]]]
 
 
-def _unwatched(title: str, unit: str) -> AbstractContextManager[Callable[[int, int | None], None]]:
+def unwatched(title: str, unit: str) -> AbstractContextManager[Callable[[int, int | None], None]]:
+    """Stands for a progress bar where nobody watches."""
     return nullcontext(lambda done, total: None)
 
 
@@ -102,7 +103,7 @@ class ShardData(L.LightningDataModule):
         self.workers = workers
         self.seed = seed
         self.tallies: dict[str, Tally] = {}
-        self._progress: Watch = _unwatched
+        self._progress: Watch = unwatched
         self._train: Any = None
         self._evaluation: dict[str, Any] = {}
         self._loader: ResumableLoader | None = None
@@ -284,7 +285,7 @@ class CaptionData(ShardData):
         tokenizer: Tokenizer,
         preprocessing: Preprocessing | int,
         language: str | None = None,
-        progress: Watch = _unwatched,
+        progress: Watch = unwatched,
     ) -> None:
         """Takes what depends on the model, and on who is watching.
 

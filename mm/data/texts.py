@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mm.data.datamodule import ShardData, Watch, require
+from mm.data.datamodule import ShardData, Watch, require, unwatched
 from mm.data.dataset import Batch
 from mm.data.order import Place
 from mm.data.samples import Sample
@@ -311,7 +311,7 @@ class TextData(ShardData):
         learns: Learns,
         languages: Sequence[str],
         target: str | None = None,
-        progress: Watch | None = None,
+        progress: Watch = unwatched,
     ) -> None:
         """Takes what depends on the model, and on who is watching.
 
@@ -330,8 +330,7 @@ class TextData(ShardData):
         else:
             assert target is not None
             self.objective = Translated(*shared, target, self.parallel)
-        if progress is not None:
-            self._progress = progress
+        self._progress = progress
 
     def _examine(self, sample: Sample, split: str) -> None:
         if lack := self.objective.lack(sample):

@@ -25,8 +25,8 @@ class Preprocessing:
             what is seen, with black around it where it is smaller than ``size``.
         filter: ``bicubic``, ``bilinear``, ``lanczos`` or ``nearest``.
         scaled: side of the square that the image is stretched to, or length of the shortest side; None for ``size``.
-        pillow: whether Pillow scales and an odd margin is rounded to even, as open_clip has it; a few pixels differ by
-            one 255th from those that torch scales.
+        pillow: whether Pillow scales and half of an odd margin is rounded to even, as open_clip has it; else torch scales
+            and it is rounded down, as transformers has it. A few of their pixels differ by one or two 255ths.
 
     Raises:
         OptionError: a value is unknown or out of range.
@@ -36,7 +36,7 @@ class Preprocessing:
     resize: str = "stretch"
     filter: str = "bicubic"
     scaled: int | None = None
-    pillow: bool = False
+    pillow: bool = True
 
     def __post_init__(self) -> None:
         if self.size < 1 or (self.scaled is not None and self.scaled < 1):
@@ -52,7 +52,7 @@ class Preprocessing:
         return self.scaled or self.size
 
     def __str__(self) -> str:
-        filter = f"{self.filter} by Pillow" if self.pillow else self.filter
+        filter = self.filter if self.pillow else f"{self.filter} by torch"
         if self.resize == "shortest":
             return f"shortest side scaled to {self.target}, {self.size}x{self.size} cut out, {filter}"
         cut = "" if self.target == self.size else f" {self.size}x{self.size} cut out,"
@@ -65,6 +65,9 @@ FILTERS = {
     "lanczos": v2.InterpolationMode.LANCZOS,
     "nearest": v2.InterpolationMode.NEAREST_EXACT,
 }
+Pixels = Image.Image | Tensor
+"""An RGB image, or as (3, H, W) uint8."""
+
 RESIZES = ("stretch", "shortest")
 LONGEST = 64  # how many times as long as wide an image may be of which all is scaled before the square is cut out
 
@@ -96,24 +99,23 @@ class ImageTransform:
         Returns:
             (3, size, size) uint8.
         """
-        pixels, target = v2.functional.pil_to_tensor(image), self.preprocessing.target
-        if self.preprocessing.resize == "stretch":
-            return _middle(self._scale(pixels, target, target), self.size, self.size)
-        height, width = pixels.shape[-2:]
-        shortest = min(height, width)
-        if max(height, width) > LONGEST * shortest:
-            pixels = _middle(pixels, min(height, LONGEST * shortest), min(width, LONGEST * shortest))
-        sides = [target if side == shortest else target * side // shortest for side in pixels.shape[-2:]]
-        half = round if self.preprocessing.pillow else int
-        return _middle(self._scale(pixels, *sides), self.size, self.size, half)
+        pillow, target = self.preprocessing.pillow, self.preprocessing.target
+        pixels: Pixels = image if pillow else v2.functional.pil_to_tensor(image)
+        height, width = v2.functional.get_size(pixels)
+        sides = [target, target]
+        if self.preprocessing.resize == "shortest":
+            shortest = min(height, width)
+            height, width = min(height, LONGEST * shortest), min(width, LONGEST * shortest)
+            pixels = _middle(pixels, height, width)
+            sides = [target if side == shortest else target * side // shortest for side in (height, width)]
+        pixels = _middle(self._scale(pixels, *sides), self.size, self.size, round if pillow else int)
+        return v2.functional.pil_to_tensor(pixels) if pillow else pixels
 
-    def _scale(self, pixels: Tensor, height: int, width: int) -> Tensor:
-        """Scales (3, H, W) uint8 to the given size, in steps that are never much larger than either."""
-        if pixels.shape[-2] * width > DEFAULT_MAX_PIXELS:  # a strip, which is wider before it is lower otherwise
-            pixels = v2.functional.resize(pixels, [height, pixels.shape[-1]], self._filter)
-        if self.preprocessing.pillow:
-            image = v2.functional.resize(v2.functional.to_pil_image(pixels), [height, width], self._filter)
-            return v2.functional.pil_to_tensor(image)
+    def _scale(self, pixels: Pixels, height: int, width: int) -> Pixels:
+        """Scales an image to the given size, in steps that are never much larger than before or after."""
+        tall, wide = v2.functional.get_size(pixels)
+        if tall * width > DEFAULT_MAX_PIXELS:  # a strip, which is wider before it is lower otherwise
+            pixels = v2.functional.resize(pixels, [height, wide], self._filter)
         return v2.functional.resize(pixels, [height, width], self._filter)
 
     def view(self, image: Image.Image, number: int, seed: tuple[int, ...]) -> Tensor:
@@ -144,11 +146,11 @@ def to_pixels(images: Tensor) -> Tensor:
     return images.float().div_(255)
 
 
-def _middle(pixels: Tensor, height: int, width: int, half: Callable[[float], int] = int) -> Tensor:
-    """Cuts the middle out of (3, H, W) pixels; where they are smaller, black is put around them.
+def _middle(pixels: Pixels, height: int, width: int, half: Callable[[float], int] = int) -> Pixels:
+    """Cuts the middle out of an image; where that is smaller, black is put around it.
 
     Of an odd margin the smaller half comes first, unless ``half`` makes another whole number of it.
     """
-    margins = [given - wanted for given, wanted in zip(pixels.shape[-2:], (height, width), strict=True)]
+    margins = [given - wanted for given, wanted in zip(v2.functional.get_size(pixels), (height, width), strict=True)]
     top, left = (half(margin / 2) for margin in margins)
     return v2.functional.crop(pixels, top, left, height, width)

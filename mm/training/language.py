@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mm.checkpoints.directory import Loaded, special_tokens
 from mm.checkpoints.resolve import find_tokenizer, load_model
-from mm.data.datamodule import Watch
+from mm.data.datamodule import Watch, unwatched
 from mm.data.dataset import Batch
 from mm.data.texts import Learns, TextData
 from mm.data.tokenizer import Tokenizer
@@ -138,7 +138,7 @@ class LanguageTraining(Training):
         """The validation figure that tells which weights are best."""
         return "val/CIDEr" if self.target in LANGUAGES else "val/accuracy"
 
-    def attach(self, data: TextData, progress: Watch | None = None) -> None:
+    def attach(self, data: TextData, progress: Watch = unwatched) -> None:
         """Gives the data what depends on the model.
 
         Args:

@@ -16,7 +16,7 @@ from mm.checkpoints.backbones import load_stem_weights
 from mm.checkpoints.directory import Loaded, special_tokens
 from mm.checkpoints.resolve import find_tokenizer, load_vision_language
 from mm.checkpoints.starting import start_from_parts
-from mm.data.datamodule import CaptionData, Watch
+from mm.data.datamodule import CaptionData, Watch, unwatched
 from mm.data.dataset import Batch
 from mm.data.tokenizer import Tokenizer
 from mm.data.transforms import Preprocessing, to_pixels
@@ -160,30 +160,33 @@ class VisionLanguageTraining(Training):
         vision = self.model.vision
         return vision.stem if isinstance(vision, HybridViT) else vision
 
-    def attach(self, data: CaptionData, progress: Watch) -> None:
+    def attach(self, data: CaptionData, progress: Watch = unwatched) -> None:
         """Gives the data what depends on the model.
 
         Args:
             data: where training and validation images come from.
             progress: shows how far a long check is.
+
+        Raises:
+            OptionError: the model can't write captions in the language of validation.
         """
+        if "caption" in self.model.capabilities and self.validation.language not in self.tokenizer.languages:
+            known = ", ".join(self.tokenizer.languages)
+            raise OptionError(
+                f"validation.language {self.validation.language!r} is unknown; the tokenizer knows {known}"
+            )
         data.attach(self.tokenizer, self.transform, self.validation.language, progress)
 
     def setup(self, stage: str) -> None:
-        """Checks that validation language and length of captions fit the model.
+        """Checks that captions fit the model.
 
         Raises:
-            OptionError: one of them doesn't.
+            OptionError: they are longer.
         """
         if stage == "fit" and self._data().max_tokens > self._room:
             raise OptionError(
                 f"data.max_tokens {self._data().max_tokens} must be at most {self._room}: the model has positions for "
                 "no more tokens beside the special ones"
-            )
-        if "caption" in self.model.capabilities and self.validation.language not in self.tokenizer.languages:
-            known = ", ".join(self.tokenizer.languages)
-            raise OptionError(
-                f"validation.language {self.validation.language!r} is unknown; the tokenizer knows {known}"
             )
 
     @property

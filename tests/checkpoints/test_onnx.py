@@ -177,6 +177,19 @@ def test_files_that_give_other_vectors_are_not_kept(tmp_path: Path, monkeypatch:
     assert list((tmp_path / "onnx").iterdir()) == []
 
 
+@pytest.mark.slow
+def test_large_weights_are_kept_beside_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export_onnx, "WHOLE", 0)
+    loaded = of_hub("CLIP")
+    save_onnx(tmp_path, loaded)
+    assert (tmp_path / f"{IMAGE}.data").is_file() and (tmp_path / f"{TEXT}.data").is_file()
+    tokens, padding = texts(loaded, 3, 5)
+    with torch.inference_mode():
+        expected = loaded.model.text_embedding(tokens, padding)
+    found = run(tmp_path / TEXT, tokens=tokens, padding=padding)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
 def test_a_model_that_does_not_embed(tmp_path: Path) -> None:
     parts = Parts(vision=VIT, text_decoder=TOWER | {"head": True, "mask": "causal"}, matches=False)
     loaded = Loaded(build(parts, len(WORDS), special_tokens(WORDS)), WORDS, parts, "")
