@@ -25,8 +25,8 @@ class Preprocessing:
             what is seen, with black around it where it is smaller than ``size``.
         filter: ``bicubic``, ``bilinear``, ``lanczos`` or ``nearest``.
         scaled: side of the square that the image is stretched to, or length of the shortest side; None for ``size``.
-        pillow: whether Pillow scales and half of an odd margin is rounded to even, as open_clip has it; else torch scales
-            and it is rounded down, as transformers has it. A few of their pixels differ by one or two 255ths.
+        pillow: whether Pillow scales and half of an odd margin is rounded to even, as open_clip has it; else torch
+            scales and it is rounded down, as transformers has it. A few of their pixels differ by one or two 255ths.
 
     Raises:
         OptionError: a value is unknown or out of range.
@@ -105,11 +105,12 @@ class ImageTransform:
         sides = [target, target]
         if self.preprocessing.resize == "shortest":
             shortest = min(height, width)
-            height, width = min(height, LONGEST * shortest), min(width, LONGEST * shortest)
-            pixels = _middle(pixels, height, width)
+            if max(height, width) > LONGEST * shortest:
+                height, width = min(height, LONGEST * shortest), min(width, LONGEST * shortest)
+                pixels = _middle(pixels, height, width)
             sides = [target if side == shortest else target * side // shortest for side in (height, width)]
         pixels = _middle(self._scale(pixels, *sides), self.size, self.size, round if pillow else int)
-        return v2.functional.pil_to_tensor(pixels) if pillow else pixels
+        return v2.functional.pil_to_tensor(pixels) if isinstance(pixels, Image.Image) else pixels
 
     def _scale(self, pixels: Pixels, height: int, width: int) -> Pixels:
         """Scales an image to the given size, in steps that are never much larger than before or after."""
@@ -149,8 +150,8 @@ def to_pixels(images: Tensor) -> Tensor:
 def _middle(pixels: Pixels, height: int, width: int, half: Callable[[float], int] = int) -> Pixels:
     """Cuts the middle out of an image; where that is smaller, black is put around it.
 
-    Of an odd margin the smaller half comes first, unless ``half`` makes another whole number of it.
+    Of an odd margin the smaller half comes first, unless ``half`` makes another whole number of one that is cut off.
     """
     margins = [given - wanted for given, wanted in zip(v2.functional.get_size(pixels), (height, width), strict=True)]
-    top, left = (half(margin / 2) for margin in margins)
+    top, left = (half(margin / 2) if margin > 0 else int(margin / 2) for margin in margins)
     return v2.functional.crop(pixels, top, left, height, width)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
 from mm.data.transforms import FILTERS, ImageTransform, Preprocessing, to_pixels
 from mm.errors import OptionError
@@ -30,36 +31,57 @@ def columns(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.repeat(np.arange(width, dtype=np.uint8)[None, :, None], height, 0).repeat(3, 2))
 
 
-@pytest.mark.parametrize(("width", "first"), [(11, 3), (12, 4), (13, 4), (14, 5)])
-def test_the_square_is_cut_out_of_the_middle(width: int, first: int) -> None:
-    pixels = ImageTransform(Preprocessing(4, "shortest", "nearest", scaled=8))(columns(width, 8))
+@pytest.mark.parametrize(("width", "down", "even"), [(11, 3, 4), (12, 4, 4), (13, 4, 4), (14, 5, 5)])
+@pytest.mark.parametrize("pillow", [False, True])
+def test_the_square_is_cut_out_of_the_middle(pillow: bool, width: int, down: int, even: int) -> None:
+    transform = ImageTransform(Preprocessing(4, "shortest", "nearest", scaled=8, pillow=pillow))
+    pixels, first = transform(columns(width, 8)), even if pillow else down
     assert pixels[0].tolist() == [list(range(first, first + 4))] * 4
     tall = columns(width, 8).transpose(Image.Transpose.TRANSPOSE)
-    assert torch.equal(ImageTransform(Preprocessing(4, "shortest", "nearest", 8))(tall), pixels.transpose(1, 2))
+    assert torch.equal(transform(tall), pixels.transpose(1, 2))
 
 
-def test_the_shortest_side_is_scaled_and_the_proportions_kept() -> None:
-    pixels = ImageTransform(Preprocessing(32, "shortest", "bilinear"))(columns(128, 64))
+@pytest.mark.parametrize("filter", FILTERS)
+@pytest.mark.parametrize("size", [(60, 44), (33, 60), (300, 20)])
+def test_pillow_scales_as_torchvision_does(size: tuple[int, int], filter: str) -> None:
+    image = photo().resize(size)
+    whole = v2.Resize((32, 32), FILTERS[filter])(image)
+    assert torch.equal(ImageTransform(Preprocessing(32, filter=filter))(image), v2.functional.pil_to_tensor(whole))
+    cut = v2.Compose([v2.Resize(17, FILTERS[filter]), v2.CenterCrop(16)])(image)
+    transform = ImageTransform(Preprocessing(16, "shortest", filter, 17))
+    assert torch.equal(transform(image), v2.functional.pil_to_tensor(cut))
+
+
+@pytest.mark.parametrize("pillow", [False, True])
+def test_the_shortest_side_is_scaled_and_the_proportions_kept(pillow: bool) -> None:
+    pixels = ImageTransform(Preprocessing(32, "shortest", "bilinear", pillow=pillow))(columns(128, 64))
     assert pixels[0, 0].tolist() == pytest.approx(list(range(32, 96, 2)), abs=1)
 
 
-def test_a_stretched_image_may_be_cut() -> None:
-    pixels = ImageTransform(Preprocessing(16, "stretch", "bilinear", scaled=32))(columns(128, 50))
-    assert pixels[0, 0].tolist() == pytest.approx([4 * column + 1.5 for column in range(8, 24)], abs=1)
+@pytest.mark.parametrize("pillow", [False, True])
+def test_a_stretched_image_may_be_cut(pillow: bool) -> None:
+    transform = ImageTransform(Preprocessing(16, "stretch", "bilinear", scaled=32, pillow=pillow))
+    assert transform(columns(128, 50))[0, 0].tolist() == pytest.approx([4 * c + 1.5 for c in range(8, 24)], abs=1)
 
 
-def test_black_surrounds_what_is_smaller_than_the_square() -> None:
+@pytest.mark.parametrize("pillow", [False, True])
+def test_black_surrounds_what_is_smaller_than_the_square(pillow: bool) -> None:
     white = Image.new("RGB", (8, 4), "white")
-    pixels = ImageTransform(Preprocessing(9, "shortest", "bicubic", scaled=4))(white)
-    assert pixels[0, :, 4].tolist() == [0] * 2 + [255] * 4 + [0] * 3
-    assert pixels[0, 4].tolist() == [255] * 8 + [0]
+    for size, top, left in ((9, 2, 0), (11, 3, 1)):
+        pixels = ImageTransform(Preprocessing(size, "shortest", "bicubic", scaled=4, pillow=pillow))(white)
+        assert pixels[0, :, 4].tolist() == [0] * top + [255] * 4 + [0] * (size - top - 4)
+        assert pixels[0, 4].tolist() == [0] * left + [255] * 8 + [0] * (size - left - 8)
 
 
 @pytest.mark.parametrize("resize", ["stretch", "shortest"])
 @pytest.mark.parametrize("filter", FILTERS)
 @pytest.mark.parametrize("size", [(1, 1), (1, 900_000), (900_000, 1)])
-def test_a_strip_takes_no_more_memory_than_an_image(size: tuple[int, int], filter: str, resize: str) -> None:
-    transform, image = ImageTransform(Preprocessing(224, resize, filter)), Image.new("RGB", size, (10, 20, 30))
+@pytest.mark.parametrize("pillow", [False, True])
+def test_a_strip_takes_no_more_memory_than_an_image(
+    pillow: bool, size: tuple[int, int], filter: str, resize: str
+) -> None:
+    transform = ImageTransform(Preprocessing(224, resize, filter, pillow=pillow))
+    image = Image.new("RGB", size, (10, 20, 30))
     with torch.profiler.profile(profile_memory=True) as profile:
         pixels = transform(image)
     assert pixels.shape == (3, 224, 224) and pixels.flatten(1).unique(dim=1).tolist() == [[10], [20], [30]]
@@ -72,6 +94,7 @@ def test_a_strip_takes_no_more_memory_than_an_image(size: tuple[int, int], filte
         (Preprocessing(224), "whole image scaled to 224x224, bicubic"),
         (Preprocessing(224, "stretch", "bicubic", 256), "whole image scaled to 256x256, 224x224 cut out, bicubic"),
         (Preprocessing(224, "shortest"), "shortest side scaled to 224, 224x224 cut out, bicubic"),
+        (Preprocessing(224, filter="bilinear", pillow=False), "whole image scaled to 224x224, bilinear by torch"),
     ],
 )
 def test_it_says_what_it_does(preprocessing: Preprocessing, words: str) -> None:
