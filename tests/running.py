@@ -58,6 +58,8 @@ def training(folder: Path, **options: Any) -> Recorded:
         "tokenizer": tokenizer_file(folder),
         "validation": Validation(caption_images=4),
     }
+    if options.get("init"):
+        del defaults["tokenizer"]  # the model has its own
     return Recorded(**(defaults | options))
 
 

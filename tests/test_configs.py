@@ -82,10 +82,15 @@ def test_every_config_runs_two_steps(path: Path, tmp_path: Path, capsys: pytest.
     if given := document.get("parts"):
         numbers = {"width": 32, "heads": 2, "blocks": 2, "max_tokens": 40}
         numbers |= {name: 2 for name in ("hidden", "key_value_heads") if name in given["text_decoder"]}
-        small["model.parts.vision"] = json.dumps({"checkpoint": str(tmp_path / "model")})
-        small["model.parts.text_decoder"] = json.dumps(given["text_decoder"] | numbers)
+        whole = json.dumps({"checkpoint": str(tmp_path / "model")})
+        pretrained = "checkpoint" in given["text_decoder"]
+        small["model.parts.vision"] = whole
+        small["model.parts.text_decoder"] = whole if pretrained else json.dumps(given["text_decoder"] | numbers)
+        if "text_encoder" in given:
+            small["model.parts.text_encoder"] = whole
     if document.get("init"):
         small["model.init"] = tmp_path / "model"
+        del small["model.tokenizer"]
     if document.get("features"):
         small["model.features"] = tmp_path / "features"
     arguments = [f"--{name}={value}" for name, value in small.items()]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -34,11 +36,13 @@ def load_stem_weights(vision: HybridViT | TimmViT, name: str, source: str) -> No
     """
     if source == "timm":
         try:
-            state = timm.create_model(name, pretrained=True).state_dict()
+            pretrained: Any = timm.create_model(name, pretrained=True)
         except Exception as error:  # hub, network and file errors of several libraries
             raise UsageError(
                 f"timm's weights of {name!r} can't be fetched ({first_line(error)}); give a package or a file"
             ) from error
+        state = pretrained.state_dict()
+        _check_pixels(vision, pretrained.pretrained_cfg, name)
     else:
         state = _read(source)
     network = timm.create_model(name, pretrained=False)
@@ -59,6 +63,17 @@ def load_stem_weights(vision: HybridViT | TimmViT, name: str, source: str) -> No
         nested = f"{head}_{rest.partition('.')[0]}"
         by_name[f"{nested}.{rest.partition('.')[2]}" if hasattr(stages, nested) else key] = value
     load_strictly(stages, {k: v for k, v in by_name.items() if k in stages.state_dict()}, source)
+
+
+def _check_pixels(vision: HybridViT | TimmViT, cfg: Mapping[str, Any], name: str) -> None:
+    """Refuses weights that expect pixels of another mean or standard deviation than the vision encoder gives them."""
+    for own in ("mean", "std"):
+        expected = torch.tensor(cfg.get(own, (0.5, 0.5, 0.5))).view(3, 1, 1)
+        if not torch.allclose(getattr(vision.normalize, own), expected, atol=1e-3):
+            numbers = ", ".join(f"{value:.4g}" for value in expected.flatten().tolist())
+            raise UsageError(
+                f"timm's weights of {name!r} expect pixels with {own} [{numbers}]: set the vision encoder's"
+            )
 
 
 def _read(source: str) -> dict[str, Tensor]:

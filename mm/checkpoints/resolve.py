@@ -11,7 +11,7 @@ from mm.models import LanguageModel
 
 ASSETS = Path(__file__).parent.parent / "assets"
 BUILT_IN = ("mm-tiny",)
-DESCRIBING = ("*.json", "*.md", "vocab.txt", "merges.txt")
+DESCRIBING = ("*.json", "*.md", "vocab.txt", "merges.txt", "*.model")
 
 
 def unknown_model(name: str) -> UnknownModelError:

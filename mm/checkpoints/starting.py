@@ -14,6 +14,7 @@ from mm.data.tokenizer import Tokenizer
 from mm.data.transforms import Preprocessing
 from mm.errors import CheckpointError, UsageError
 from mm.models import Architecture, LanguageModel, Parts, TextParts, TextTransformer, VisionLanguageModel, build
+from mm.models.presets import TEXT, complete
 
 SPACE = (
     "embedding_width",
@@ -35,8 +36,8 @@ def start_from_parts(parts: Parts, tokenizer: str | None = None) -> Loaded:
     Args:
         parts: the descriptions. One with ``checkpoint``, a name that ``mm.load`` takes, has that model's numbers, save
             for those that it gives itself, and that model's weights.
-        tokenizer: a ``tokenizer.json``, or a model for its tokenizer; None for that of the pretrained text part, or
-            mm-tiny's where there is none.
+        tokenizer: one of mm's own, by file, model directory or ``mm-tiny``, where no text part is pretrained; None for
+            mm-tiny's.
 
     Raises:
         UsageError: a checkpoint has no such part, or parts don't fit each other.
@@ -52,7 +53,7 @@ def start_from_parts(parts: Parts, tokenizer: str | None = None) -> Loaded:
             module, numbers = _part(loaded, role, name)
             found[role] = (name, loaded, module)
             given = {key: value for key, value in description.items() if key != "checkpoint"}
-            described[role] = numbers | _of_the_role(role, module) | given
+            described[role] = _of_the_role(role, numbers, module) | given
     texts = {role: loaded for role, (_, loaded, _) in found.items() if role != "vision"}
     words = _tokenizer(tokenizer, texts)
     space = texts.get("text_encoder")
@@ -89,13 +90,12 @@ def _part(loaded: Loaded, role: str, name: str) -> tuple[nn.Module, dict[str, An
     raise UsageError(f"model.parts.{role}: {name} ({loaded.family}) has no part that could be one")
 
 
-def _of_the_role(role: str, module: nn.Module) -> dict[str, Any]:
-    """Gives the numbers that a part's new role decides, whatever it was before."""
+def _of_the_role(role: str, numbers: dict[str, Any], module: nn.Module) -> dict[str, Any]:
+    """Gives a part's numbers with those that its new role decides, whatever it was before."""
     if not isinstance(module, TextTransformer):
-        return {}
-    return {"vocabulary": module.embedding.num_embeddings} | (
-        {"mask": "causal", "head": True} if role == "text_decoder" and module.mask == "bidirectional" else {}
-    )
+        return numbers
+    whole = numbers | {"vocabulary": module.embedding.num_embeddings}
+    return complete(role, TEXT, whole, mask="causal", head=True) if role == "text_decoder" else whole
 
 
 def _tokenizer(name: str | None, loaded: dict[str, Loaded]) -> Tokenizer:
@@ -104,12 +104,22 @@ def _tokenizer(name: str | None, loaded: dict[str, Loaded]) -> Tokenizer:
     Raises:
         UsageError: they come from checkpoints with different tokenizers.
     """
-    if name is not None:
-        return Tokenizer.read(find_tokenizer(name))
     if not loaded:
-        return Tokenizer.read(find_tokenizer("mm-tiny"))
+        return Tokenizer.read(find_tokenizer(name or "mm-tiny"))
     *others, words = (one.tokenizer for one in loaded.values())
-    if not others or words.own:
+    if name is not None and Tokenizer.read(find_tokenizer(name)).to_json() != words.to_json():
+        raise UsageError(
+            f"model.tokenizer {name} isn't that of the pretrained text part; leave it out, or set it to null"
+        )
+    if words.own:
+        return words
+    if not words.languages:  # an encoder's, such as BERT's: captions are between the tokens that texts are between
+        first, last = words.frame()
+        if not first or not last:
+            raise UsageError("model.parts: the pretrained text part's tokenizer doesn't say how captions begin and end")
+        special = words.special | {"languages": {"en": first[0]}, "end": last[-1]}
+        words = Tokenizer.from_json(words.to_json(), "the tokenizer", special, words.clean)
+    if not others:
         return words
     if others[0].to_json() != words.to_json():
         raise UsageError("model.parts: text_encoder and text_decoder have different tokenizers")
@@ -144,11 +154,13 @@ def _check_vocabulary(parts: Parts, tokenizer: Tokenizer) -> None:
 
 
 def _copy(target: nn.Module, source: nn.Module, name: str) -> None:
-    """Copies a pretrained part's weights; what only one of the two roles has stays random, or is left behind."""
-    own, theirs = target.state_dict(), dict(source.state_dict())
-    left = [key for key in theirs if key not in own and _is_of_the_role(key)]
-    state: dict[str, Tensor] = {key: value for key, value in theirs.items() if key not in left}
-    state |= {key: own[key] for key in own if key not in theirs and _is_of_the_role(key)}
+    """Copies a pretrained part's weights; what only one of the two roles has, or has otherwise, stays random."""
+    own, theirs = target.state_dict(), source.state_dict()
+    fitting = {key for key in own.keys() & theirs.keys() if own[key].shape == theirs[key].shape}
+    state: dict[str, Tensor] = {
+        key: value for key, value in theirs.items() if key in fitting or not _is_of_the_role(key)
+    }
+    state |= {key: own[key] for key in own if key not in fitting and _is_of_the_role(key)}
     load_strictly(target, state, name)
 
 

@@ -88,6 +88,14 @@ class Renamed(Mapping[str, Tensor]):
         return len(self._names)
 
 
+def modern(name: str) -> str:
+    """Gives the present name of a tensor; old checkpoints of BERT call the numbers of norms gamma and beta."""
+    for former, present in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
+        if name.endswith(former):
+            return name.removesuffix(former) + present
+    return name
+
+
 class Weights(Mapping[str, Tensor]):
     """The weights of a folder: ``model.safetensors`` or ``pytorch_model.bin``, whole or in several files with an index.
 
@@ -106,15 +114,18 @@ class Weights(Mapping[str, Tensor]):
         self.folder = folder
         self.files, expected = self._find(kinds)
         self._home: dict[str, Path] = {}
+        self._called: dict[str, str] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._types: dict[str, str] = {}
         self._pickles: dict[Path, Pickled] = {}
         for path in self.files:
-            for name, shape, kind in self._contents(path):
+            for called, shape, kind in self._contents(path):
+                name = modern(called)
                 if name in self._home:
                     raise CheckpointError(f"{path}: holds {name}, which {self._home[name].name} holds too")
                 self._home[name], self._shapes[name], self._types[name] = path, shape, kind
-        wrong = sorted(f"{name} in {file}" for name, file in expected.items() if self._file(name) != file)
+                self._called[name] = called
+        wrong = sorted(f"{name} in {file}" for name, file in expected.items() if self._file(modern(name)) != file)
         if wrong:
             raise CheckpointError(f"{folder}: the index of the parts names what isn't there: {', '.join(wrong)}")
 
@@ -159,11 +170,11 @@ class Weights(Mapping[str, Tensor]):
         return sum(map(math.prod, self._shapes.values()))
 
     def __getitem__(self, name: str) -> Tensor:
-        path = self._home[name]
+        path, called = self._home[name], self._called[name]
         if path in self._pickles:
-            return self._pickles[path][name]
+            return self._pickles[path][called]
         with _opened(path) as file:
-            return file.get_tensor(name)
+            return file.get_tensor(called)
 
     def __contains__(self, name: object) -> bool:
         return name in self._home  # not by reading it
@@ -178,7 +189,7 @@ class Weights(Mapping[str, Tensor]):
         """Lets go of a tensor that won't be asked for again."""
         path = self._home[name]
         if path in self._pickles:
-            self._pickles[path].release(name)
+            self._pickles[path].release(self._called[name])
 
     def close(self) -> None:
         """Lets go of pickles: no tensor of theirs is asked for again."""

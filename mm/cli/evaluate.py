@@ -12,7 +12,6 @@ from jsonargparse import Namespace
 from mm.cli import common
 from mm.data.manifest import Manifest
 from mm.data.samples import Rejection, Sample, Tally
-from mm.data.tokenizer import clean_caption
 from mm.errors import OptionError, ShardError, UsageError
 from mm.files import write_whole
 
@@ -159,7 +158,7 @@ def _retrieval(
                 known = sample.captions[options.language]
                 owner += [images] * len(known)
                 images += 1
-                texts += [clean_caption(text) for text in known]
+                texts += known
             vectors.append(model.embed_images([image for _, image in batch], options.batch_size))
             update(tally.seen, total)
     if not vectors:

@@ -8,7 +8,7 @@ from pathlib import Path
 from mm.cli import common
 from mm.data.images import read_image
 from mm.errors import UsageError
-from mm.search import Gallery
+from mm.search import Gallery, Hit
 from mm.search.report import results_page, write_page
 
 
@@ -19,6 +19,7 @@ def run(arguments: Sequence[str], program: str) -> int:
     parser.add_argument("--gallery", type=Path, required=True, help="the gallery's folder, made by 'mm index'")
     parser.add_argument("-k", type=int, default=10, help="how many results")
     parser.add_argument("--image", type=Path | None, default=None, help="find images like this one")
+    parser.add_argument("--rerank", type=int, default=0, help="sort this many anew by how well the words match them")
     parser.add_argument("--html", type=Path | None, default=None, help="write the results as a page here")
     common.add_model(parser, None)
     common.add_json(parser)
@@ -30,7 +31,7 @@ def run(arguments: Sequence[str], program: str) -> int:
     image = read_image(options.image) if options.image is not None else None
 
     with Gallery.open(options.gallery, options.model, device=options.device) as gallery:
-        hits = gallery.search(options.query, options.k, image)
+        hits = gallery.search(options.query, options.k, image, options.rerank)
     query = " + ".join(str(part) for part in (options.query, options.image) if part is not None)
     if options.json:
         results = [
@@ -41,13 +42,21 @@ def run(arguments: Sequence[str], program: str) -> int:
                 "sha256": hit.sha256,
                 "captions": hit.captions,
             }
+            | ({"match": None if hit.match is None else round(hit.match, 4)} if options.rerank else {})
             for hit in hits
         ]
         common.print_json({"query": query, "results": results})
     else:
-        common.print_table(query, ("rank", "score", "image"), [(hit.rank, f"{hit.score:.3f}", hit.uri) for hit in hits])
+        _print_hits(query, hits, matches=bool(options.rerank))
     if options.html is not None:
         write_page(options.html, results_page("Search", query, hits))
         if not options.json:
             print(options.html)
     return 0
+
+
+def _print_hits(query: str, hits: Sequence[Hit], *, matches: bool) -> None:
+    """Prints results as a table, with a column of match probabilities where the search was re-ranked."""
+    columns = ("rank", "score", *(["match"] if matches else []), "image")
+    rows = [(hit.rank, f"{hit.score:.3f}", *([hit.match] if matches else []), hit.uri) for hit in hits]
+    common.print_table(query, columns, rows)

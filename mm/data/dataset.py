@@ -16,7 +16,7 @@ from mm.data.images import decode_image
 from mm.data.order import Place
 from mm.data.samples import Sample
 from mm.data.shards import IndexedShards
-from mm.data.tokenizer import Tokenizer, clean_caption
+from mm.data.tokenizer import Tokenizer
 from mm.data.transforms import ImageTransform, to_pixels
 
 Batch = dict[str, Any]
@@ -85,9 +85,9 @@ class TrainingSet(Dataset[dict[str, Any]]):
         item["captions"] = []
         for language, count in self.captions.items():
             known = sample.captions.get(language, [])
-            texts = [clean_caption(known[i]) for i in random.permutation(len(known))[:count]]
+            texts = [self.tokenizer.tidy(known[i]) for i in random.permutation(len(known))[:count]]
             first = self.tokenizer.languages.get(language, self.tokenizer.padding)  # that of a model that only embeds
-            item["captions"] += [(ids, first) for ids in self.tokenizer.encode(texts, self.max_tokens + 1)]
+            item["captions"] += [(ids, first) for ids in self.tokenizer.encode_captions(texts, self.max_tokens + 1)]
         return item
 
     def collate(self, items: Sequence[dict[str, Any]]) -> Batch:

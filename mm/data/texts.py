@@ -15,7 +15,7 @@ from mm.data.dataset import Batch
 from mm.data.order import Place
 from mm.data.samples import Sample
 from mm.data.shards import IndexedShards
-from mm.data.tokenizer import Tokenizer, clean_caption
+from mm.data.tokenizer import Tokenizer
 from mm.errors import DataError, OptionError
 
 Learns = Literal["fill", "continue", "translate"]
@@ -71,8 +71,7 @@ class Objective(ABC):
         return sample.lacks(self.languages)
 
     def _known(self, sample: Sample, language: str) -> list[str]:
-        texts = sample.captions.get(language, [])
-        return [clean_caption(text) for text in texts] if self.tokenizer.own else texts
+        return [self.tokenizer.tidy(text) for text in sample.captions.get(language, [])]
 
     def _drawn(self, sample: Sample, language: str, random: np.random.Generator) -> list[str]:
         known = self._known(sample, language)

@@ -221,7 +221,23 @@ class Tokenizer:
         encoded = self._backend.encode_batch(whole, add_special_tokens=False)
         return [e.ids[:max_tokens] for e in encoded]
 
-    def encode_behind(self, token: int, texts: Sequence[str]) -> list[list[int]]:
+    def tidy(self, text: str) -> str:
+        """Gives a text as the model has learnt texts: mm's own models know it by ``clean_caption``, others as it is."""
+        return clean_caption(text) if self.own else text
+
+    def encode_captions(self, texts: Sequence[str], max_tokens: int | None = None) -> list[list[int]]:
+        """Turns captions into token ids as ``encode`` does, but behind the mark of an image where a model has one.
+
+        Args:
+            texts: the captions, or how they begin.
+            max_tokens: the most tokens of each, marks not counted; None for all.
+        """
+        if self.image is None:
+            return self.encode(texts, max_tokens)
+        mark = self.image if self.around_image is None else self.around_image
+        return [ids[:max_tokens] for ids in self._encode_behind(mark, [text.strip(" ") for text in texts])]
+
+    def _encode_behind(self, token: int, texts: Sequence[str]) -> list[list[int]]:
         """Turns texts that stand behind a special token into token ids, without that token.
 
         Some tokenizers take the first word of all for another than the first word behind a special token. A text that
@@ -232,8 +248,7 @@ class Tokenizer:
         behind = [e.ids[1:] for e in self._marking.encode_batch(whole, add_special_tokens=False)]
         alone = self.encode(texts)
         return [
-            plain if (set(ids) - set(plain)) & special.keys() else ids
-            for ids, plain in zip(behind, alone, strict=True)
+            plain if (set(ids) - set(plain)) & special.keys() else ids for ids, plain in zip(behind, alone, strict=True)
         ]
 
     @cached_property

@@ -86,12 +86,11 @@ class RelativeBias(nn.Module):
         self.bidirectional = bidirectional
         self.weight = nn.Parameter(torch.randn(buckets, heads) * 0.02)
 
-    def forward(self, queries: int, keys: int) -> Tensor:
-        """Gives (1, N, queries, keys) numbers; the queries are the last of the keys' positions."""
-        device = self.weight.device
-        query = torch.arange(keys - queries, keys, device=device)
-        distance = torch.arange(keys, device=device)[None, :] - query[:, None]
-        return self.weight[self._bucket(distance)].permute(2, 0, 1)[None]
+    def forward(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Gives (1 or B, N, queries, keys) numbers for the positions of queries and keys: (T,) or (B, T) each."""
+        distance = keys[..., None, :] - queries[..., :, None]
+        bias = self.weight[self._bucket(distance)].movedim(-1, -3)
+        return bias[None] if bias.ndim == 3 else bias
 
     def _bucket(self, distance: Tensor) -> Tensor:
         buckets, start = self.buckets, torch.zeros_like(distance)

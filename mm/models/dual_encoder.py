@@ -66,6 +66,11 @@ class DualEncoder(nn.Module):
         """The image tower."""
         return self.model.visual
 
+    def text_parameters(self) -> list[nn.Parameter]:
+        """Gives the weights of the text tower: all but those of the image tower, and of how similarities count."""
+        others = ("visual.", "logit_scale", "logit_bias")
+        return [value for name, value in self.model.named_parameters() if not name.startswith(others)]
+
     @property
     def logit_scale(self) -> Tensor:
         """Logarithm of what similarities are multiplied with."""

@@ -267,7 +267,10 @@ class TextTransformer(nn.Module):
                 places = torch.cat([image, places], -1)
             rotation = self.rotary(places)
         if self.relative is not None:
-            bias = self.relative(queries, keys)
+            spots = torch.arange(keys, device=x.device)
+            if padding is not None:
+                spots = (padding.cumsum(1) - 1).clamp_min(0)
+            bias = self.relative(spots[..., -queries:], spots)
             mask = bias if mask is None else torch.where(mask, bias, -torch.inf)
         for layer, block in enumerate(self._stack()):
             x = block(

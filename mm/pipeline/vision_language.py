@@ -10,7 +10,6 @@ from torch import Tensor
 
 from mm.checkpoints.directory import Loaded
 from mm.data.labels import TEMPLATE, label_prompts
-from mm.data.tokenizer import clean_caption
 from mm.data.transforms import ImageTransform, to_pixels
 from mm.errors import OptionError
 from mm.generation import GenerationConfig, generate
@@ -56,7 +55,7 @@ class VisionLanguagePipeline(Pipeline):
             raise OptionError(f"shot {blank[0]} of {len(shots)} has no caption")
         texts = _one_for_each("prompts", prompt, images)
         lead = self._lead(language, [caption for _, caption in shots])
-        prompts = [[*lead, *ids] for ids in self._words(texts)]
+        prompts = [[*lead, *ids] for ids in self.tokenizer.encode_captions(texts)]
         shown = [self._seen(pixels) for pixels in self._batches([image for image, _ in shots], batch_size)]
         captions: list[Caption] = []
         for pixels in self._batches(images, batch_size):
@@ -72,16 +71,10 @@ class VisionLanguagePipeline(Pipeline):
         """Gives the tokens in front of a caption's words: before what every caption begins with, those of examples."""
         opening = self.model.opening(torch.tensor([self.tokenizer.languages[language]]))[0].tolist()
         marks = self.model.special.image_marks
-        examples = [token for words in self._words(captions) for token in (*marks, *words, self.tokenizer.end)]
+        known = self.tokenizer.encode_captions(captions)
+        examples = [token for words in known for token in (*marks, *words, self.tokenizer.end)]
         place = len(opening) - len(marks)
         return [*opening[:place], *examples, *opening[place:]]
-
-    def _words(self, texts: Sequence[str]) -> list[list[int]]:
-        """Turns the words of captions into tokens, as they stand behind the mark of an image where there is one."""
-        marks = self.model.special.image_marks
-        if not marks:
-            return self.tokenizer.encode(texts)
-        return self.tokenizer.encode_behind(marks[-1], [text.strip(" ") for text in texts])
 
     def _seen(self, pixels: Tensor) -> Tensor:
         """Maps transformed images to what the text decoder sees of them."""
@@ -169,7 +162,7 @@ class VisionLanguagePipeline(Pipeline):
         return torch.stack([*rows]).numpy() if rows else np.empty((0, len(texts)), np.float32)
 
     def _tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        whole = [clean_caption(text) for text in texts] if self.tokenizer.own else list(texts)
+        whole = [self.tokenizer.tidy(text) for text in texts]
         tokens, padding = self.tokenizer.pad(self.tokenizer.encode(whole, self.model.text_room))
         return torch.from_numpy(tokens).to(self.device), torch.from_numpy(padding).to(self.device)
 

@@ -17,6 +17,7 @@ from mm.search import index as vector_index
 from mm.search.adding import Adder, Pending, as_text, checked_vectors, delete_orphans
 from mm.search.items import AddReport, Embedder, Entry, Hit, Item, Problem, content_hash
 from mm.search.record import RECORD_FILE, Record, RecordedModel
+from mm.search.reranking import as_matcher, rerank_hits
 from mm.search.rows import read_hits, read_items_after, read_vectors, vector_fault
 from mm.search.words import find_words
 
@@ -166,31 +167,44 @@ class Gallery:
                 self._record.change_stamp()
             return True
 
-    def search(self, text: str | None = None, k: int = 10, image: Image | None = None) -> list[Hit]:
+    def search(self, text: str | None = None, k: int = 10, image: Image | None = None, rerank: int = 0) -> list[Hit]:
         """Find the images nearest to a text, to an image, or to both.
 
         Args:
             text: what the image shows.
             k: number of results at most.
             image: an example; with a text, the query is the mean of both unit vectors.
+            rerank: how many of the nearest images are sorted anew by the model's probability that the text describes
+                them, before the first k are returned; for texts only.
 
         Returns:
             The best first; scores are cosine similarities (with both, the mean of the two).
 
         Raises:
-            OptionError: without text and image, when k is less than 1, or when there is no such device.
+            OptionError: without text and image, when k is less than 1 or rerank less than 0, for rerank with an image,
+                or when there is no such device.
+            CapabilityError: for rerank, when the model can't match.
             GalleryError: when another model built the gallery, or its model can't be loaded.
+            ImageError: for rerank, when neither an image nor its thumbnail can be decoded.
         """
         _check_k(k)
+        if rerank < 0:
+            raise OptionError(f"rerank must be at least 0, not {rerank}")
+        if rerank and image is not None:
+            raise OptionError("rerank is for searches in words only; leave out the image or rerank")
         if image is None and not (text and text.strip()):
             raise OptionError("nothing to search for: give a text, an image, or both")
         with self._guarded():
             if self._record.model() is None:
                 return []
+            matcher = as_matcher(self._embedder()) if rerank else None
             query = self._query(text, image)
             with self._record.reading():
-                scores, rows = vector_index.search(self._current_index(), query[None], k)
-                return read_hits(self._record.connection, rows[0].tolist(), scores[0].tolist())
+                scores, rows = vector_index.search(self._current_index(), query[None], max(k, rerank))
+                hits = read_hits(self._record.connection, rows[0].tolist(), scores[0].tolist())
+        if matcher is None or text is None:
+            return hits
+        return rerank_hits(hits, rerank, text, matcher)[:k]
 
     def text_search(self, words: str, k: int = 10) -> list[Hit]:
         """Find images by the words of their captions, in English or Chinese; needs no model.

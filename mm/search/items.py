@@ -80,6 +80,8 @@ class Hit(Item):
 
     score: float
     rank: int
+    match: float | None = None
+    """Probability that the query's text describes the image, where the search was re-ranked."""
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,8 @@ def _hit_grid(hits: Sequence[Hit], style: str) -> str:
             name: [Caption(text) for text in group[:_CAPTIONS_PER_LANGUAGE]] for name, group in hit.captions.items()
         }
         name = PurePosixPath(hit.uri).name or hit.uri
-        cards.append(_card(hit.thumbnail, name, f"{hit.score:.3f}", _captions(shown), hit.rank))
+        match = "" if hit.match is None else f" · match {hit.match:.3f}"
+        cards.append(_card(hit.thumbnail, name, f"{hit.score:.3f}{match}", _captions(shown), hit.rank))
     return f"<div class='{style}'>{''.join(cards)}</div>"
 
 

@@ -40,7 +40,7 @@ class LanguageTraining(Training):
         seed: what random weights and dropout depend on.
 
     Raises:
-        OptionError: an option is out of range, or doesn't fit the model.
+        OptionError: an option is out of range, doesn't fit the model, or ``tokenizer`` is given along with ``init``.
         UsageError: the architecture can't be built.
         CheckpointError: a model or tokenizer can't be read.
     """
@@ -78,6 +78,8 @@ class LanguageTraining(Training):
     def _start(self, architecture: TextParts | None, tokenizer: str | None, init: str | None) -> Loaded:
         """Gives the model that training begins with."""
         if init is not None:
+            if tokenizer is not None:
+                raise OptionError("model.tokenizer is for a model without model.init, which has its own")
             loaded = load_model(init)
             if not isinstance(loaded.model, LanguageModel):
                 raise CapabilityError(

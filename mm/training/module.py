@@ -105,12 +105,17 @@ class VisionLanguageTraining(Training):
         if init is not None:
             if parts is not None:
                 raise OptionError("model.init gives a whole model, and model.parts builds one; give one of them")
+            for name, value in {"tokenizer": tokenizer, "vision_weights": vision_weights}.items():
+                if value is not None:
+                    raise OptionError(f"model.{name} {value} is for a model that is built; model.init has its own")
             return load_vision_language(init)
         if frozen_stages is not None:
             raise OptionError(
                 "model.frozen_stages is for a model given as model.init; set model.architecture.frozen_stages"
             )
         torch.manual_seed(self.seed)
+        if parts is not None and vision_weights is not None and "checkpoint" in parts.vision:
+            raise OptionError("model.vision_weights: model.parts.vision has those of its checkpoint")
         if parts is not None:
             loaded = start_from_parts(parts, tokenizer)
             name = str(loaded.architecture.vision.get("name"))
@@ -132,7 +137,12 @@ class VisionLanguageTraining(Training):
         needs = {"captioning": "caption", "contrastive": "embed", "matching": "match"}
         given: Any = {name: getattr(losses, name) if need in able else 0.0 for name, need in needs.items()}
         if not any(given.values()):
-            can = " and ".join(name for name, need in needs.items() if need in able) or "nothing"
+            can = " and ".join(name for name, need in needs.items() if need in able)
+            if not can:
+                raise OptionError(
+                    f"a model that can {', '.join(able)} isn't trained here: mm fit trains those that caption, embed "
+                    "or match"
+                )
             raise OptionError(f"model.losses leaves nothing to train: this model can learn {can}")
         return replace(losses, **given)
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mm.data.tokenizer import Tokenizer, clean_caption
+from mm.data.tokenizer import Tokenizer
 from mm.errors import OptionError
 from mm.generation import GenerationConfig, generate
 from mm.metrics.captioning import score_captions
@@ -99,7 +99,7 @@ class ValidationRun:
         for key, known in zip(keys, captions, strict=True):
             self.references[key] = list(known.get(self.language, []))
         # Texts are embedded along with the images: averaged weights are in the model only until the last batch.
-        texts = [clean_caption(text) for key in keys for text in self.references[key]]
+        texts = [self.tokenizer.tidy(text) for key in keys for text in self.references[key]]
         if self.embeds:
             self.texts.append(self._embed(texts))
 

@@ -52,6 +52,28 @@ def test_html_results(run, model, photos, tmp_path):
     assert html.count("data:image/") == 4
 
 
+def test_results_ranked_anew(run, run_json, model, photos, tmp_path):
+    gallery, page = tmp_path / "g", tmp_path / "results.html"
+    run("index", photos, "--gallery", gallery, "--model", model)
+    search = ("search", "red", "--gallery", gallery)
+    status, found = run_json(*search, "--rerank", 3)
+    assert status == 0
+    *scored, last = [result["match"] for result in found["results"]]
+    assert scored == sorted(scored, reverse=True) and all(0 < match < 1 for match in scored)
+    assert len(scored) == 3 and last is None
+    _, out, _ = run(*search, "--rerank", 3, "--html", page)
+    assert next(line for line in out.splitlines() if line.startswith("┃")).count(" match ") == 1
+    assert page.read_text().count(" · match 0.") == 3
+    for wrong, culprit in (
+        (("--rerank", -1), "rerank must be at least 0"),
+        (("--rerank", 3, "-k", 0), "k must be at least 1"),
+        (("--rerank", 3, "--image", photos / "red.png"), "rerank is for searches in words only"),
+    ):
+        status, out, err = run(*search, *wrong)
+        assert (status, out) == (2, "")
+        assert culprit in err and err.count("\n") == 1
+
+
 def test_bad_files_are_listed(run, model, photos, tmp_path):
     (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     status, out, err = run("index", photos, "--gallery", tmp_path / "g", "--model", model)

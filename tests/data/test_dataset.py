@@ -9,6 +9,8 @@ import pytest
 import tiny
 import torch
 from pictures import picture, write_tar
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, pre_tokenizers
 
 from mm.cli import one_line
 from mm.data.datamodule import CaptionData, expand
@@ -16,17 +18,17 @@ from mm.data.dataset import TrainingSet
 from mm.data.manifest import Manifest
 from mm.data.order import Place
 from mm.data.samples import Sample
-from mm.data.tokenizer import clean_caption
+from mm.data.tokenizer import Tokenizer, clean_caption
 from mm.data.writing import write_shards
 from mm.errors import DataError, ImageError, OptionError, UsageError
 
 WORDS = tiny.tokenizer()
 
 
-def data(folder: Path | str, stage: str = "fit", **options: object) -> CaptionData:
+def data(folder: Path | str, stage: str = "fit", words: Tokenizer = WORDS, **options: object) -> CaptionData:
     options = {"captions": {"en": 2, "zh": 1}, "batch_size": 4, "workers": 0, "views": 3, "seed": 1} | options
     made = CaptionData(str(folder), **options)  # type: ignore[arg-type]
-    made.attach(WORDS, 32)
+    made.attach(words, 32)
     made.setup(stage)
     return made
 
@@ -58,6 +60,37 @@ def test_captions_are_drawn_anew_in_every_epoch(tmp_path: Path) -> None:
         seen.add(WORDS.decode([english])[0])
         assert WORDS.decode([chinese]) == [clean_caption(tiny.captions("red")["zh"][0])]
     assert seen == set(tiny.captions("red")["en"])
+
+
+@pytest.mark.parametrize(("public", "text"), [(True, "a wall."), (False, "a wall")])
+def test_only_models_of_mm_leave_out_a_full_stop(tmp_path: Path, public: bool, text: str) -> None:
+    write_shards([Sample("0", "made", picture(0), {"en": ["a wall."]})], tmp_path)
+    words = Tokenizer.from_json(WORDS.to_json(), "public", WORDS.special if public else None)
+    (caption,) = training_set(data(tmp_path, words=words, captions={"en": 1}))[Place(0, 0)]["captions"]
+    assert WORDS.decode([caption[0]]) == [text]
+
+
+@pytest.mark.parametrize(
+    ("marks", "expected"),
+    [
+        ({}, ["▁a", "▁wall"]),
+        ({"image": "<image>"}, ["a", "▁wall"]),
+        ({"image": "<image>", "around_image": "<around>"}, ["a", "▁wall"]),
+    ],
+)
+def test_words_are_those_behind_the_mark_of_an_image(
+    tmp_path: Path, marks: dict[str, str], expected: list[str]
+) -> None:
+    """The first word of all begins with a space that a word behind a mark doesn't have."""
+    vocabulary = {name: ids for ids, name in enumerate(["<pad>", "<image>", "<around>", "?", "a", "▁a", "▁wall"])}
+    backend = Backend(models.WordLevel(vocabulary, unk_token="?"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    backend.add_special_tokens(["<pad>", "<image>", "<around>"])
+    special = {"padding": 0, "end": 0, "embed": None, "match": None, "languages": {"en": 0}}
+    words = Tokenizer(backend, special=special | {role: vocabulary[name] for role, name in marks.items()})
+    write_shards([Sample("0", "made", picture(0), {"en": [" a wall"]})], tmp_path)
+    (caption,) = training_set(data(tmp_path, words=words, captions={"en": 1}))[Place(0, 0)]["captions"]
+    assert caption[0] == [vocabulary[name] for name in expected]
 
 
 @pytest.mark.parametrize("views", [1, 3, 0])

@@ -8,6 +8,11 @@ import torch
 from mm.layers import RelativeBias
 
 
+def square(layer: RelativeBias, length: int) -> torch.Tensor:
+    """The numbers for every pair of positions of a text."""
+    return layer(torch.arange(length), torch.arange(length))
+
+
 def bucket(distance: int, buckets: int, furthest: int, bidirectional: bool) -> int:
     """The rule of the paper, one distance at a time; ``distance`` is the key's position minus the query's.
 
@@ -34,7 +39,7 @@ def bucket(distance: int, buckets: int, furthest: int, bidirectional: bool) -> i
 @pytest.mark.parametrize(("buckets", "furthest"), [(32, 128), (8, 20), (10, 50)])
 def test_distances_fall_into_the_papers_buckets(bidirectional: bool, buckets: int, furthest: int) -> None:
     layer, length = RelativeBias(3, buckets, furthest, bidirectional), 150
-    table = layer(length, length)
+    table = square(layer, length)
     assert table.shape == (1, 3, length, length)
     for query in (0, 1, 70, length - 1):
         expected = [bucket(key - query, buckets, furthest, bidirectional) for key in range(length)]
@@ -43,24 +48,24 @@ def test_distances_fall_into_the_papers_buckets(bidirectional: bool, buckets: in
 
 def test_every_bucket_is_used_and_far_keys_share_the_last() -> None:
     one_way, both_ways = RelativeBias(2, 32, 128, False), RelativeBias(2, 32, 128, True)
-    near, far = one_way(200, 200)[0, :, -1], both_ways(200, 200)[0, :, 0]
+    near, far = square(one_way, 200)[0, :, -1], square(both_ways, 200)[0, :, 0]
     torch.testing.assert_close(near[:, 0], one_way.weight[31], rtol=0, atol=0)
     assert len(near[:, :71].unique(dim=1).T) == 1  # 129 to 199 tokens back
     assert len(near.unique(dim=1).T) == 32
     torch.testing.assert_close(far[:, -1], both_ways.weight[31], rtol=0, atol=0)
-    used = both_ways(200, 200)[0].flatten(1).unique(dim=1)
+    used = square(both_ways, 200)[0].flatten(1).unique(dim=1)
     assert len(used.T) == 31  # that of a distance of nought to the right stays empty
 
 
 def test_a_decoder_tells_nothing_to_the_right_apart() -> None:
     layer = RelativeBias(2, 8, 20, False)
-    table = layer(9, 9)[0]
+    table = square(layer, 9)[0]
     torch.testing.assert_close(table.triu(), layer.weight[0][:, None, None].expand_as(table).triu(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
 def test_queries_behind_a_cache_are_the_last_positions(bidirectional: bool) -> None:
     layer = RelativeBias(4, 8, 20, bidirectional)
-    whole = layer(30, 30)
+    whole, places = square(layer, 30), torch.arange(30)
     for queries in (1, 4, 29):
-        torch.testing.assert_close(layer(queries, 30), whole[:, :, -queries:], rtol=0, atol=0)
+        torch.testing.assert_close(layer(places[-queries:], places), whole[:, :, -queries:], rtol=0, atol=0)

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import open_clip
 import pytest
 import tiny
 import torch
 
 from mm.errors import OptionError
 from mm.models import Parts, VisionLanguageModel, build
+from mm.models.dual_encoder import DualEncoder, OpenClip
 from mm.models.freezing import freeze, language_model_parameters
 
 WORDS = tiny.tokenizer()
@@ -82,6 +84,25 @@ def test_the_language_model_is_the_decoder_without_its_sight() -> None:
 def test_what_can_not_be_frozen(parts: list[str], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         freeze(model("llama"), parts)
+
+
+@pytest.mark.parametrize("kind", [open_clip.CLIP, open_clip.CustomTextCLIP])
+def test_the_text_tower_of_open_clip(kind: type[torch.nn.Module]) -> None:
+    config: dict[str, Any] = {
+        "embed_dim": 8,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
+        "text_cfg": {"context_length": 8, "vocab_size": len(WORDS), "width": 16, "heads": 2, "layers": 1},
+    }
+    architecture = OpenClip(config, (0.5,) * 3, (0.5,) * 3)
+    net = DualEncoder(kind(**config, init_logit_bias=-10), architecture, tiny.special(WORDS))
+    freeze(net, ["text_encoder"])
+    tokens = torch.randint(5, len(WORDS), (2, 4))
+    assert not net.text_embedding(tokens, torch.ones_like(tokens, dtype=torch.bool)).requires_grad
+    trained = {name for name, value in net.named_parameters() if value.requires_grad}
+    others = {f"model.{name}" for name in ("logit_scale", "logit_bias")}
+    assert trained == others | {f"model.visual.{name}" for name, _ in net.vision.named_parameters()}
+    with pytest.raises(OptionError, match="frozen part 'text_decoder': this model has none"):
+        freeze(net, ["text_decoder"])
 
 
 def test_nothing_left_to_train() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from folders import padded, random_, wordpiece
+from safetensors.torch import load_file, save_file
 
 from mm.checkpoints.resolve import load_model
 
@@ -38,3 +39,17 @@ def test_masked_language_models(row: str, tied: bool, tmp_path: Path, close: Any
             expected = reference(input_ids=some, attention_mask=mask.long()).logits
             ours = model.encoder.logits(model.encoder(some, padding=mask))
             close(row, ours[mask], expected[mask])
+
+
+def test_norms_of_old_checkpoints_are_called_otherwise(tmp_path: Path, close: Any) -> None:
+    reference = random_(transformers.BertForMaskedLM(transformers.BertConfig(**NUMBERS)))
+    reference.save_pretrained(tmp_path)
+    wordpiece(tmp_path, 60)
+    former = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    weights = load_file(tmp_path / "model.safetensors")
+    for present, old in former.items():
+        weights = {name.replace(present, old): value for name, value in weights.items()}
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    model, (tokens, _) = load_model(tmp_path).model, padded()
+    with torch.inference_mode():
+        close("BERT", model.encoder.logits(model.encoder(tokens)), reference(input_ids=tokens).logits)

@@ -81,6 +81,29 @@ def clip(folder: Path) -> Path:
     return saved(folder, transformers.CLIPModel(config), processor)
 
 
+def siglip(folder: Path) -> Path:
+    """A small random SigLIP."""
+    torch.manual_seed(0)
+    text = WIDTHS | {"vocab_size": len(SPECIAL) + len(WORDS), "max_position_embeddings": 24}
+    config = transformers.SiglipConfig(text_config=text, vision_config=VISION)
+    processor = transformers.SiglipImageProcessor(size={"height": 32, "width": 32})
+    return saved(folder, transformers.SiglipModel(config), processor)
+
+
+def git(folder: Path) -> Path:
+    """A small random GIT."""
+    torch.manual_seed(0)
+    text = WIDTHS | {
+        "vocab_size": len(SPECIAL) + len(WORDS),
+        "max_position_embeddings": 40,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+        "pad_token_id": 0,
+    }
+    processor = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    return saved(folder, transformers.GitForCausalLM(transformers.GitConfig(vision_config=VISION, **text)), processor)
+
+
 def arguments(folder: Path, config: str, *more: str) -> list[str]:
     """The command of a config, on a few made pictures."""
     for split, count in (("train", 16), ("val", 8)):
@@ -153,6 +176,23 @@ def test_a_dual_encoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     gallery = str(tmp_path / "my.gallery")
     assert main(["index", str(photo.parent), "--gallery", gallery, "--model", str(tmp_path / "mine")]) == 0
     assert main(["search", "red", "--gallery", gallery]) == 0
+
+
+def test_a_captioner_with_the_image_in_front(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start = git(tmp_path / "git")
+    assert main(["fit", *arguments(tmp_path, "finetune.yaml", f"--model.init={start}")]) == 0
+    assert losses(tmp_path)[-1] < losses(tmp_path)[0] - 0.7
+    assert "val/CIDEr" in same_figures(tmp_path, "finetune.yaml", tmp_path / "mine", capsys)
+
+
+@pytest.mark.parametrize("family", ["SigLIP", "BLIP"])
+def test_retrieval(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "start"
+    start = siglip(folder) if family == "SigLIP" else blip(folder, "BlipForImageTextRetrieval")
+    assert main(["fit", *arguments(tmp_path, "finetune.yaml", f"--model.init={start}")]) == 0
+    assert sum(losses(tmp_path)[-3:]) < sum(losses(tmp_path)[:3])
+    figures = same_figures(tmp_path, "finetune.yaml", tmp_path / "mine", capsys)
+    assert "val/text_to_image_R@10" in figures and "val/CIDEr" not in figures
 
 
 def test_the_joint_objective_of_two_blips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,8 @@ import tiny
 import torch
 import transformers
 from running import Recorded, fit, made_data, trainer, training
+from tokenizers import Tokenizer as Backend
+from tokenizers import processors
 
 from mm.checkpoints import load_checkpoint
 from mm.checkpoints.starting import start_from_parts
@@ -19,6 +21,7 @@ from mm.errors import CheckpointError, OptionError, UsageError
 from mm.generation import GenerationConfig, generate
 from mm.models import Conditioning, Parts
 from mm.training.losses import Losses
+from mm.training.validation import Validation
 
 SMALL: dict[str, Any] = {"width": 32, "heads": 4, "blocks": 2, "dropout": 0.0}
 DECODERS: dict[str, dict[str, Any]] = {
@@ -195,6 +198,90 @@ def test_parts_that_do_not_fit(decoder: dict[str, Any] | None, how: dict[str, An
         start_from_parts(Parts(vision=VISION, text_decoder=decoder, **how))
 
 
+def framed(folder: Path) -> None:
+    """Writes the tokenizer of all tests as a public one, which puts a text between two special tokens."""
+    backend = Backend.from_str(tiny.tokenizer().to_json())
+    backend.add_special_tokens(["<embed>", "<match>"])
+    marks = [(name, backend.token_to_id(name)) for name in ("<embed>", "<match>")]
+    backend.post_processor = processors.BertProcessing(marks[1], marks[0])
+    backend.save(str(folder / "tokenizer.json"))
+
+
+PRETRAINED: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "bert": (
+        transformers.BertConfig,
+        transformers.BertForMaskedLM,
+        {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 48},
+    ),
+    "llama": (
+        transformers.LlamaConfig,
+        transformers.LlamaForCausalLM,
+        {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 48},
+    ),
+    "falcon": (
+        transformers.FalconConfig,
+        transformers.FalconForCausalLM,
+        {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2},
+    ),
+    "t5": (
+        transformers.T5Config,
+        transformers.T5ForConditionalGeneration,
+        {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0},
+    ),
+    "bart": (
+        transformers.BartConfig,
+        transformers.BartForConditionalGeneration,
+        {
+            "d_model": 32,
+            "encoder_layers": 2,
+            "decoder_layers": 2,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+            "encoder_ffn_dim": 48,
+            "decoder_ffn_dim": 48,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("family", PRETRAINED)
+def test_pretrained_decoders_are_trained(family: str, way: str, tmp_path: Path) -> None:
+    """Two steps of each, with its own tokenizer and a vision encoder of another width."""
+    torch.manual_seed(0)
+    config, kind, numbers = PRETRAINED[family]
+    ids = {} if family == "bert" else {"bos_token_id": 2, "eos_token_id": 3}
+    kind(config(vocab_size=300, pad_token_id=0, **numbers, **ids)).save_pretrained(tmp_path / "text")
+    framed(tmp_path / "text")
+    seeing, how = WAYS[way]
+    described = Parts(vision=VISION, text_decoder={"checkpoint": str(tmp_path / "text")} | seeing, **how)
+    module = Recorded(parts=described, validation=Validation(caption_images=2))
+    data = made_data(tmp_path, captions={"en": 1}, max_tokens=16)
+    fit(trainer(tmp_path / "run", max_steps=2, max_epochs=-1), module, data)
+    assert len(module.steps) == 2
+    loaded = load_checkpoint(tmp_path / "run/checkpoints/last.ckpt")
+    assert loaded.tokenizer.special == module.tokenizer.special and list(loaded.tokenizer.languages) == ["en"]
+    with pytest.raises(UsageError, match="isn't that of the pretrained text part"):
+        start_from_parts(described, "mm-tiny")
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_prompts_of_other_lengths_beside_it_change_nothing(decoder: str) -> None:
+    """With the image as a prefix, padding stands between image and text."""
+    torch.manual_seed(0)
+    model = start_from_parts(parts(decoder, "prefix")).model.eval()
+    with torch.no_grad():
+        for value in model.decoder.parameters():
+            value.add_(torch.randn_like(value) * 0.3)
+        if model.decoder.relative is not None:
+            model.decoder.relative.weight.mul_(10)
+        about = model.about(model.image_tokens(torch.rand(1, 3, 32, 32)))
+        alone = model.decoder(torch.tensor([[5, 6, 7]]), prefix=about.prefix)
+        padded, real = torch.tensor([[0, 0, 5, 6, 7]]), torch.tensor([[False, False, True, True, True]])
+        beside = model.decoder(padded, padding=real, prefix=about.prefix)
+    torch.testing.assert_close(beside[:, 2:], alone)
+
+
 def test_a_checkpoint_whose_numbers_are_contradicted(tmp_path: Path) -> None:
     gpt2(tmp_path / "gpt2", 300)
     wider = {"checkpoint": str(tmp_path / "gpt2"), "width": 64}
@@ -214,7 +301,7 @@ def test_bert_becomes_a_decoder(tmp_path: Path) -> None:
         eos_token_id=3,
     )
     transformers.BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
-    (tmp_path / "bert/tokenizer.json").write_text(tiny.tokenizer().to_json())
+    framed(tmp_path / "bert")
     loaded = start_from_parts(Parts(vision=VISION, text_decoder={"checkpoint": str(tmp_path / "bert")}))
     decoder, tokens = loaded.model.eval().decoder, torch.tensor([[5, 6, 7, 8]])
     changed = torch.tensor([[5, 6, 7, 9]])
