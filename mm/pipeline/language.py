@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor
 
 from mm.checkpoints.directory import Loaded
-from mm.data.tokenizer import clean_caption
 from mm.errors import CapabilityError, OptionError
 from mm.generation import GenerationConfig, generate
 from mm.pipeline.base import TRANSLATION, Pipeline
@@ -210,7 +209,7 @@ class LanguagePipeline(Pipeline):
 
     def _clean(self, texts: Sequence[str]) -> list[str]:
         """Gives texts as the model has learnt them."""
-        return [clean_caption(text) for text in texts] if self.tokenizer.own else list(texts)
+        return [self.tokenizer.tidy(text) for text in texts]
 
     def _batches_of(self, rows: Sequence[Sequence[int]], size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Gives (B, T) tokens, padded on the right, and (B, T) bool, true at real ones."""
