@@ -107,7 +107,7 @@ class VisionLanguageTraining(Training):
                 raise OptionError("model.init gives a whole model, and model.parts builds one; give one of them")
             for name, value in {"tokenizer": tokenizer, "vision_weights": vision_weights}.items():
                 if value is not None:
-                    raise OptionError(f"model.{name} {value} is for a model that is built; model.init has its own")
+                    raise OptionError(f"model.{name} is for a model without model.init, which has its own")
             return load_vision_language(init)
         if frozen_stages is not None:
             raise OptionError(
