@@ -11,7 +11,8 @@ import timm
 import torch
 from torch import Tensor
 
-from mm.checkpoints.directory import first_line, load_strictly
+from mm.checkpoints.directory import load_strictly
+from mm.checkpoints.weights import first_line
 from mm.errors import CheckpointError, UsageError
 from mm.models import HybridViT, TimmViT
 

@@ -159,6 +159,17 @@ class HubFolder:
         """
         return Weights(self.folder)
 
+    @cached_property
+    def added_tokens(self) -> dict[str, int]:
+        """The tokens that ``tokenizer.json`` names beside its vocabulary, special ones among them: id by text.
+
+        Raises:
+            CheckpointError: the file is missing or damaged.
+        """
+        added = read_json(self.folder / "tokenizer.json").get("added_tokens")
+        known = [token for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+        return {str(token.get("content")): token["id"] for token in known if type(token.get("id")) is int}
+
     def token(self, name: str, *parts: Settings) -> int:
         """Gives the id of a special token, such as ``eos_token_id``.
 
@@ -195,7 +206,6 @@ class Converted:
         special: ids of special tokens, as ``SpecialTokens`` takes them.
         ignored: patterns of tensors in the checkpoint that mm has no use for.
         copies: tensors of the checkpoint that repeat another, and which; where they are there, they must be equal.
-        given: other values that the model needs when it is used; by name.
     """
 
     family: str
@@ -204,7 +214,6 @@ class Converted:
     special: dict[str, Any]
     ignored: tuple[str, ...] = ()
     copies: dict[str, str] = field(default_factory=dict)
-    given: dict[str, Any] = field(default_factory=dict)
 
 
 def check_converted(module: nn.Module, converted: Converted, weights: Weights) -> None:

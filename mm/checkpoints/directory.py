@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mm.checkpoints.convert import unfilled
-from mm.checkpoints.weights import Fingerprint, Pickled, Renamed, Weights, can_be_mapped, read_json
+from mm.checkpoints.weights import Fingerprint, Pickled, Renamed, Weights, can_be_mapped, first_line, read_json
 from mm.data.tokenizer import Tokenizer
 from mm.data.transforms import Preprocessing
 from mm.errors import CheckpointError, MMError, OutputError
@@ -283,11 +283,6 @@ def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     if not isinstance(own, dict) or not isinstance(own.get("tokenizer"), str) or not isinstance(weights, dict):
         raise CheckpointError(f"{path}: not a training checkpoint of mm; 'mm fit' writes those")
     return checkpoint
-
-
-def first_line(error: BaseException) -> str:
-    """Gives the first line of an error's message, or its kind where there is none."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _assemble(

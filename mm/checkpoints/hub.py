@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from mm.checkpoints.convert import Converted, HubFolder, Settings, check_converted, load_converted, unfilled
-from mm.checkpoints.directory import Loaded, first_line, special_tokens
+from mm.checkpoints.directory import Loaded, special_tokens
 from mm.checkpoints.families import CONVERTERS
 from mm.checkpoints.preprocessing import read_preprocessing
 from mm.checkpoints.tokenizers import read_tokenizer
-from mm.checkpoints.weights import Fingerprint
+from mm.checkpoints.weights import Fingerprint, first_line
 from mm.data.tokenizer import Tokenizer
 from mm.data.transforms import Preprocessing
 from mm.errors import CheckpointError, MMError

@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from mm.checkpoints.convert import unfilled
-from mm.checkpoints.directory import Loaded, first_line, load_strictly, special_tokens
+from mm.checkpoints.directory import Loaded, load_strictly, special_tokens
 from mm.checkpoints.families.coca import coca_names, coca_parts
-from mm.checkpoints.weights import Fingerprint
+from mm.checkpoints.weights import Fingerprint, first_line
 from mm.data.tokenizer import CLEANINGS, Tokenizer
 from mm.data.transforms import Preprocessing
 from mm.errors import CheckpointError, UnknownModelError

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mm.checkpoints.directory import Loaded, first_line, load_checkpoint, load_directory
-from mm.checkpoints.weights import read_json
+from mm.checkpoints.directory import Loaded, load_checkpoint, load_directory
+from mm.checkpoints.weights import first_line, read_json
 from mm.errors import CapabilityError, CheckpointError, UnknownModelError
 from mm.models import LanguageModel
 

@@ -57,7 +57,7 @@ def start_from_parts(parts: Parts, tokenizer: str | None = None) -> Loaded:
     texts = {role: loaded for role, (_, loaded, _) in found.items() if role != "vision"}
     words = _tokenizer(tokenizer, texts)
     space = texts.get("text_encoder")
-    if space is not None and space.model.capabilities and "embed" in space.model.capabilities:
+    if space is not None and "embed" in space.model.capabilities:
         described |= _space(space.architecture)
     whole = replace(parts, **described)
     _check_vocabulary(whole, words)

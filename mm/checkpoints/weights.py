@@ -255,7 +255,7 @@ def read_pickle(path: Path, *, mmap: bool = False) -> dict[str, Tensor]:
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read ({error.strerror})") from error
     except Exception as error:  # torch raises several kinds for damaged files and for code
-        raise CheckpointError(f"{path}: can't be read as weights ({_line(error)})") from error
+        raise CheckpointError(f"{path}: can't be read as weights ({first_line(error)})") from error
     if not isinstance(state, dict) or not all(map(_plain, state.values())):
         raise CheckpointError(f"{path}: isn't a file of weights alone, each with its name")
     return {str(name): value for name, value in state.items()}
@@ -282,7 +282,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not JSON ({_line(error)})") from error
+        raise CheckpointError(f"{path}: not JSON ({first_line(error)})") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: isn't a JSON object")
     return values
@@ -309,10 +309,11 @@ def _opened(path: Path) -> Any:
     try:
         return safe_open(path, "pt")
     except OSError as error:
-        raise CheckpointError(f"{path}: can't be read ({error.strerror or _line(error)})") from error
+        raise CheckpointError(f"{path}: can't be read ({error.strerror or first_line(error)})") from error
     except SafetensorError as error:
-        raise CheckpointError(f"{path}: damaged or not safetensors ({_line(error)})") from error
+        raise CheckpointError(f"{path}: damaged or not safetensors ({first_line(error)})") from error
 
 
-def _line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Gives the first line of an error's message, or its kind where there is none."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

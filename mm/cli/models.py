@@ -154,7 +154,8 @@ def _of_open_clip() -> list[dict[str, Any]]:
 def _describe_directory(folder: Path) -> dict[str, Any]:
     from safetensors import safe_open
 
-    from mm.checkpoints.directory import first_line, read_config
+    from mm.checkpoints.directory import read_config
+    from mm.checkpoints.weights import first_line
 
     config = read_config(folder)
     if not (folder / "tokenizer.json").is_file():

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from mm.checkpoints.directory import first_line
 from mm.checkpoints.resolve import load_model
+from mm.checkpoints.weights import first_line
 from mm.errors import OptionError
 from mm.models import LanguageModel
 from mm.pipeline.base import ANSWER, CAPTION, TRANSLATION, Answer, Caption, ImageLike, Pipeline, open_image

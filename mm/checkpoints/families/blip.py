@@ -126,9 +126,8 @@ def _token(hub: HubFolder, name: str, default: str) -> int:
     token = read_json(path).get(name, default) if path.is_file() else default
     if isinstance(token, dict):
         token = token.get("content")
-    path = hub.folder / "tokenizer.json"
-    added = read_json(path).get("added_tokens")
-    for known in added if isinstance(added, list) else []:
-        if isinstance(known, dict) and known.get("content") == token and type(known.get("id")) is int:
-            return int(known["id"])
-    raise CheckpointError(f"{path}: has no special token {token!r}, which BLIP's texts have ({name})")
+    if token not in hub.added_tokens:
+        raise CheckpointError(
+            f"{hub.folder / 'tokenizer.json'}: has no special token {token!r}, which BLIP's texts have ({name})"
+        )
+    return hub.added_tokens[token]

@@ -10,7 +10,6 @@ from mm.checkpoints.convert import Converted, HubFolder, Names, Settings, Source
 from mm.checkpoints.families.decoders import FREQUENCIES, llama_names, llama_numbers
 from mm.checkpoints.families.vision import clip_vision, vit_numbers
 from mm.checkpoints.preprocessing import read_preprocessing
-from mm.checkpoints.weights import read_json
 from mm.errors import CheckpointError
 from mm.models import Parts
 
@@ -163,10 +162,8 @@ def _added_tokens(hub: HubFolder) -> dict[str, int]:
     Raises:
         CheckpointError: those that stand for an image in a text aren't among them.
     """
-    path = hub.folder / "tokenizer.json"
-    added = read_json(path).get("added_tokens")
-    known = [token for token in added if isinstance(token, dict)] if isinstance(added, list) else []
-    found = {str(token.get("content")): token["id"] for token in known if type(token.get("id")) is int}
+    found = hub.added_tokens
     if lacking := [name for name in (IMAGE, AROUND_IMAGE) if name not in found]:
+        path = hub.folder / "tokenizer.json"
         raise CheckpointError(f"{path}: has no token {' and no '.join(lacking)}, which stands for an image in a text")
     return found
