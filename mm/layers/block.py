@@ -72,7 +72,7 @@ class Crossing(nn.Module):
             return self.attention(x, context)
         blind = ~mask.any(-1, keepdim=True)
         gathered = self.attention(x, context, mask | blind)
-        return gathered.masked_fill(blind[:, 0].repeat_interleave(len(x) // len(blind), 0), 0.0)
+        return gathered.masked_fill(blind[:, 0], 0.0)
 
 
 def _gated(update: Tensor, gate: Tensor | None) -> Tensor:
@@ -163,10 +163,10 @@ class Block(nn.Module):
         if self.crossing is not None and self.crossing_first and context is not None:
             x = self.crossing(x, context, context_mask)
         h = self.attention_norm(x) if self.pre_norm else x
-        keys_values = self.attention.keys_values(h, rotation)
+        query, keys_values = self.attention.project(h, rotation)
         if cache is not None:
             keys_values = cache.append(layer, keys_values)
-        gathered = self.attention(h, keys_values, mask, rotation)
+        gathered = self.attention.attend(query, keys_values, mask)
         if self.parallel:
             h = h if self.feed_forward_norm is None else self.feed_forward_norm(x)
             x = x + self.dropout(gathered + self.feed_forward(h))

@@ -11,11 +11,14 @@ from mm.layers.attention import KeyValues
 class SelfAttentionCache:
     """Preallocated keys and values of every decoder block, for the tokens seen so far.
 
+    Tokens of one row needn't follow one another: the beams of an image share its row, and a mask tells whose tokens are
+    whose. So the prompt is there once for all beams, and a beam that goes on from another copies nothing.
+
     Args:
         layers: number of blocks.
-        rows: number of sequences (images times beams).
+        rows: number of texts, or of images whatever their number of beams.
         heads: number of heads N.
-        capacity: the most tokens a sequence may reach.
+        capacity: the most tokens a row may reach, all of its beams' together.
         head_width: D / N.
         dtype: of keys and values.
         device: where they live.
@@ -60,8 +63,7 @@ class SelfAttentionCache:
         self.length += tokens
 
     def select(self, rows: Tensor) -> None:
-        """Keeps the given rows (R,), in that order, with repetition: beams that go on, images not yet finished."""
-        kept = self._store[..., : self.length, :].index_select(2, rows)
-        if len(rows) != self._store.shape[2]:
-            self._store = self._store.new_zeros(*self._store.shape[:2], len(rows), *self._store.shape[3:])
-        self._store[..., : self.length, :] = kept
+        """Keeps the given rows (R,), in that order: those of images that aren't finished."""
+        kept = self._store.new_zeros(*self._store.shape[:2], len(rows), *self._store.shape[3:])
+        kept[..., : self.length, :] = self._store[..., : self.length, :].index_select(2, rows)
+        self._store = kept

@@ -3,7 +3,7 @@
 from mm.models.architecture import Architecture, Parts, TextParts, build, build_language
 from mm.models.dual_encoder import DualEncoder, OpenClip, build_dual_encoder
 from mm.models.language import LanguageModel
-from mm.models.text import Conditioning, Context, Head, TextTransformer
+from mm.models.text import Conditioning, Context, Head, Layout, TextTransformer
 from mm.models.vision import ConvStem, HybridViT, TimmViT
 from mm.models.vision_language import SpecialTokens, VisionLanguageModel
 
@@ -16,6 +16,7 @@ __all__ = [
     "Head",
     "HybridViT",
     "LanguageModel",
+    "Layout",
     "OpenClip",
     "Parts",
     "SpecialTokens",

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm.layers import Block, SelfAttentionCache
-from mm.models.text import Context, TextTransformer
+from mm.layers import Block, SelfAttentionCache, attention_mask
+from mm.models.text import Context, Layout, TextTransformer
 from mm.models.vision import Normalize
 
 
@@ -84,6 +84,7 @@ class ClassTokenEncoder(TextTransformer):
         context: Context | None = None,
         prefix: Tensor | None = None,
         cache: SelfAttentionCache | None = None,
+        layout: Layout | None = None,
     ) -> Tensor:
         """Runs the stack on whole texts.
 
@@ -91,7 +92,7 @@ class ClassTokenEncoder(TextTransformer):
             tokens: (B, T) int64 token ids, padded on the right, best to ``max_tokens``: where the class token stands
                 is part of what it sees.
             padding: not looked at: every padding token counts as such.
-            context: not looked at, and neither are ``prefix`` and ``cache``.
+            context: not looked at, and neither are ``prefix``, ``cache`` and ``layout``.
 
         Returns:
             (B, 1 + T, D) hidden states, that of the class token first.
@@ -107,5 +108,6 @@ class ClassTokenEncoder(TextTransformer):
         length = x.shape[1]
         places = torch.arange(length, device=tokens.device)
         seen = F.pad(tokens != self.padding, (1, 0), value=True)
-        hidden = self._run(self.dropout(x + self.positions[:length]), 0, places, seen, None, None, (0, length))
+        mask = attention_mask("causal", length, length, padding=seen, device=tokens.device)
+        hidden = self._run(self.dropout(x + self.positions[:length]), mask, 0, places, None, None)
         return hidden.roll(1, 1)

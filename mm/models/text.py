@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm.layers import Block, KeyValues, RelativeBias, Rotary, SelfAttentionCache, attention_mask
@@ -41,15 +42,13 @@ class Context(NamedTuple):
         """Gives the mask of the tokens at some places.
 
         Args:
-            places: (T,) int64, or (R, T) where they differ. R may be K times B: K consecutive rows (the beams of one
-                image) are at the same places.
+            places: (T,) int64, or (B, T) where they differ.
         """
         if self.mask is None or self.mask.shape[2] == 1:
             return self.mask
         places = places.clamp_max(self.mask.shape[2] - 1)
         if places.ndim == 1:
             return self.mask[:, :, places]
-        places = places[:: len(places) // len(self.mask)]
         return self.mask.gather(2, places[:, None, :, None].expand(-1, 1, -1, self.mask.shape[3]))
 
 
@@ -73,6 +72,21 @@ class Conditioning(NamedTuple):
             None if self.context is None else self.context.rows(rows),
             None if self.prefix is None else self.prefix[rows],
         )
+
+
+class Layout(NamedTuple):
+    """Where new tokens stand and what they see, where they don't simply follow one another: beams, or drafts.
+
+    Args:
+        places: (B, T) int64, each token's place in its text, from 0; those of a prefix aren't counted.
+        sees: (B, T, S) bool, true where a token sees one of the S tokens there are, itself the last but for those behind
+            it; None where all see all. A prefix is seen by all.
+        keys: (B, S) int64 places of those S tokens.
+    """
+
+    places: Tensor
+    sees: Tensor | None
+    keys: Tensor
 
 
 class Head(nn.Module):
@@ -100,6 +114,7 @@ class Head(nn.Module):
         self.weight = None if weight is None else nn.Parameter(weight)
         self.bias = nn.Parameter(torch.zeros(vocabulary)) if bias else None
         self.scale = scale
+        self.prepared: nn.Module | None = None  # the same map, bias included, with weights laid out for inference
 
     def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
         """Maps (..., D) hidden states to (..., V) logits, with the (V, D) ``embedding`` where it has no weight."""
@@ -107,6 +122,8 @@ class Head(nn.Module):
             hidden = self.transform(hidden)
         if self.scale != 1.0:
             hidden = hidden * self.scale
+        if self.prepared is not None:
+            return self.prepared(hidden)
         return nn.functional.linear(hidden, embedding if self.weight is None else self.weight, self.bias)
 
 
@@ -202,6 +219,7 @@ class TextTransformer(nn.Module):
         context: Context | None = None,
         prefix: Tensor | None = None,
         cache: SelfAttentionCache | None = None,
+        layout: Layout | None = None,
     ) -> Tensor:
         """Runs the stack on tokens that follow those in ``cache``.
 
@@ -213,6 +231,8 @@ class TextTransformer(nn.Module):
             prefix: (B, P, D) image tokens in front of the text, which see each other. With a cache they go into it with
                 the first tokens: they are given again with later ones, and skipped.
             cache: what earlier calls saw; it is extended by the tokens, and the prefix before the first.
+            layout: where the tokens stand and what they see; None where each follows the one before it. It is in place
+                of ``padding``.
 
         Returns:
             (B, T, D) hidden states of the tokens.
@@ -224,14 +244,17 @@ class TextTransformer(nn.Module):
         begun = cache is not None and cache.length > 0
         past = cache.length - ahead if begun and cache is not None else 0
         end = past + tokens.shape[1]
-        if end > self.max_tokens:
+        if layout is None and end > self.max_tokens:
             raise ValueError(f"{end} tokens are more than the {self.max_tokens} that this model has positions for")
         x = self.embedding(tokens)
         if self.embedding_scale != 1.0:
             x = x * self.embedding_scale
-        places = torch.arange(past, end, device=tokens.device)
-        if padding is not None:
+        if layout is not None:
+            places = layout.places
+        elif padding is not None:
             places = (padding.cumsum(1) - 1).clamp_min(0)[:, past:]
+        else:
+            places = torch.arange(past, end, device=tokens.device)
         if self.positions is not None:
             x = x + self.positions[places]
         if self.embedding_norm is not None:
@@ -239,25 +262,48 @@ class TextTransformer(nn.Module):
         x = self.dropout(x)
         if prefix is not None and not begun:
             x = torch.cat([prefix.to(x.dtype), x], 1)
-        x = self._run(x, ahead, places, padding, context, cache, (past, end))
+        mask = self._self_attention_mask(x.shape[1], ahead, end, padding, layout)
+        x = self._run(x, mask, ahead, places, context, cache)
         return x[:, -tokens.shape[1] :]
+
+    def _self_attention_mask(
+        self, queries: int, ahead: int, end: int, padding: Tensor | None, layout: Layout | None
+    ) -> Tensor | None:
+        """Gives what the last ``queries`` of ``ahead`` prefix tokens and ``end`` tokens of text may look at.
+
+        Returns:
+            (1 or B, 1 or N, queries, ahead + end): bool, true where one may look; with a relative bias, numbers that are
+            added to the scores. None for everywhere.
+        """
+        device = self.embedding.weight.device
+        if layout is not None:
+            mask = _laid_out(layout, queries, ahead)
+            spots = F.pad(layout.keys + ahead, (ahead, 0))
+            spots[:, :ahead] = torch.arange(ahead, device=device)
+        else:
+            if padding is not None and ahead:
+                padding = F.pad(padding, (ahead, 0), value=True)
+            kind: MaskKind = "prefix" if ahead and self.mask == "causal" else self.mask
+            mask = attention_mask(kind, queries, ahead + end, padding=padding, prefix=ahead, device=device)
+            spots = torch.arange(ahead + end, device=device)
+            if padding is not None:
+                spots = (padding.cumsum(1) - 1).clamp_min(0)
+        if self.relative is None:
+            return mask
+        bias = self.relative(spots[..., -queries:], spots)
+        return bias if mask is None else torch.where(mask, bias, -torch.inf)
 
     def _run(
         self,
         x: Tensor,
+        mask: Tensor | None,
         ahead: int,
         places: Tensor,
-        padding: Tensor | None,
         context: Context | None,
         cache: SelfAttentionCache | None,
-        span: tuple[int, int],
     ) -> Tensor:
         """Runs the blocks on embedded (B, T, D) tokens, ``ahead`` of them an image's in front of the first text."""
-        queries, keys = x.shape[1], ahead + span[1]
-        if padding is not None and ahead:
-            padding = torch.cat([padding.new_ones(len(padding), ahead), padding], 1)
-        kind: MaskKind = "prefix" if ahead and self.mask == "causal" else self.mask
-        mask = attention_mask(kind, queries, keys, padding=padding, prefix=ahead, device=x.device)
+        queries = x.shape[1]
         context_mask = None if context is None else context.for_tokens(places)
         rotation = None
         if self.rotary is not None:
@@ -266,12 +312,6 @@ class TextTransformer(nn.Module):
                 image = torch.arange(ahead, device=x.device).expand(*places.shape[:-1], -1)
                 places = torch.cat([image, places], -1)
             rotation = self.rotary(places)
-        if self.relative is not None:
-            spots = torch.arange(keys, device=x.device)
-            if padding is not None:
-                spots = (padding.cumsum(1) - 1).clamp_min(0)
-            bias = self.relative(spots[..., -queries:], spots)
-            mask = bias if mask is None else torch.where(mask, bias, -torch.inf)
         for layer, block in enumerate(self._stack()):
             x = block(
                 x,
@@ -295,3 +335,18 @@ class TextTransformer(nn.Module):
         if self.head is None:
             raise ValueError("this text transformer has no language-model head")
         return self.head(hidden, self.embedding.weight)
+
+
+def _laid_out(layout: Layout, queries: int, ahead: int) -> Tensor | None:
+    """Gives the (B, 1, queries, ahead + S) mask of a layout, ``ahead`` prefix tokens in front of it."""
+    (rows, tokens), keys = layout.places.shape, layout.keys.shape[1]
+    sees = layout.sees
+    if sees is None:
+        if queries == tokens:
+            return None
+        sees = layout.keys.new_ones(rows, tokens, keys, dtype=torch.bool)
+    sees = F.pad(sees, (ahead, 0), value=True)
+    if queries > tokens:  # the prefix itself is among what is new; its tokens see one another
+        within = F.pad(sees.new_ones(rows, ahead, ahead), (0, keys), value=False)
+        sees = torch.cat([within, sees], 1)
+    return sees[:, None]

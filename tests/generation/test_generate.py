@@ -9,7 +9,7 @@ from tiny import about, decoder
 
 from mm.errors import OptionError
 from mm.generation import Generated, GenerationConfig, generate
-from mm.generation.decoder import penalize_repetition
+from mm.generation.rules import penalize_repetition
 from mm.models import TextTransformer
 
 VOCABULARY, END, FILL = 40, 3, 0
@@ -115,7 +115,7 @@ def test_a_high_repetition_penalty_forbids_repetition(beams: int) -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_more_beams_find_likelier_captions_than_greedy_search(seed: int) -> None:
     model, which = decoder(VOCABULARY, END, seed), list(range(len(PROMPTS)))
-    greedy = run(model, GenerationConfig(max_tokens=12, length_penalty=0.0), which)
+    greedy = run(model, GenerationConfig(max_tokens=12), which)
     for beams in (2, 3, 4):
         found = run(model, GenerationConfig(beams=beams, max_tokens=12, length_penalty=0.0), which)
         assert sum(caption.score for caption in found) >= sum(caption.score for caption in greedy) - 1e-3
