@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers.models.mbart.tokenization_mbart import FAIRSEQ_LANGUAGE_CODES
 
 import mm
 from mm.checkpoints import save_directory
+from mm.checkpoints.resolve import load_model
 from mm.data.tokenizer import Tokenizer
 from mm.errors import CapabilityError, CheckpointError, OptionError
 from mm.generation import GenerationConfig
@@ -141,6 +143,19 @@ def test_the_encoder_reads_what_the_reference_tokenizer_gives(row: str, tmp_path
         for limit in (100, 6):
             expected = reference(TEXTS, truncation=True, max_length=limit).input_ids
             assert words.enclose(words.encode(TEXTS), limit, code) == expected
+
+
+def test_sampled_translations_depend_on_the_text_and_the_seed_alone(tmp_path: Path) -> None:
+    bart(tmp_path)
+    model, config = loaded(tmp_path), GenerationConfig(strategy="sample", max_tokens=8)
+    together = model.translate(TEXTS, config=config, batch_size=2)
+    texts = [one.text for one in together]
+    assert texts == [one.text for one in model.translate(TEXTS[::-1], config=config)][::-1]
+    assert texts == [model.translate(text, config=config)[0].text for text in TEXTS]
+    assert texts != [one.text for one in model.translate(TEXTS, config=replace(config, seed=1))]
+    for rank_by, capability in (("match", "match"), ("similarity", "embed")):
+        with pytest.raises(CapabilityError, match=f"can't {capability} .*models that can: mm-tiny"):
+            model.translate(TEXTS, config=replace(config, best_of=2, rank_by=rank_by))
 
 
 @pytest.mark.parametrize("row", TRANSLATORS)
@@ -376,7 +391,8 @@ def test_a_model_directory_of_a_public_checkpoint_translates_alike(tmp_path: Pat
     TRANSLATORS["mBART"](tmp_path / "hub")
     first = loaded(tmp_path / "hub")
     assert isinstance(first.architecture, TextParts)
-    save_directory(tmp_path / "own", first.model, first.tokenizer, first.architecture, "", family=first.family)
+    saved = load_model(tmp_path / "hub").model
+    save_directory(tmp_path / "own", saved, first.tokenizer, first.architecture, "", family=first.family)
     again = loaded(tmp_path / "own")
     assert again.family == "mBART" and again.languages == first.languages
     texts = (model.translate(TEXTS, to="zh", config=DECODING) for model in (first, again))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from PIL import Image
 
 import mm
 from mm.checkpoints import save_directory
-from mm.errors import ImageError, OptionError, UnknownModelError, UsageError
-from mm.generation import GenerationConfig
+from mm.errors import CapabilityError, ImageError, OptionError, UnknownModelError, UsageError
+from mm.generation import GenerationConfig, generate_all
+from mm.generation.sampling import content_seeds
 from mm.pipeline import VisionLanguagePipeline
 
 WORDS = tiny.tokenizer()
@@ -139,3 +141,52 @@ def test_devices_that_are_not_there(device: str, tmp_path: Path) -> None:
     save_directory(tmp_path, tiny.model(WORDS), WORDS, tiny.ARCHITECTURE, "")
     with pytest.raises(OptionError, match=f"device '{device}' can't be used"):
         mm.load(tmp_path, device)
+
+
+def test_sampled_captions_depend_on_the_image_and_the_seed_alone(model: VisionLanguagePipeline) -> None:
+    images, config = pictures()[:5], GenerationConfig(strategy="sample", max_tokens=10)
+    together = [caption.text for caption in model.caption(images, config=config, batch_size=2)]
+    assert together == [caption.text for caption in model.caption(images[::-1], config=config, batch_size=5)][::-1]
+    assert together == [model.caption(image, config=config)[0].text for image in images]
+    assert len(set(together)) == 5
+    other = [caption.text for caption in model.caption(images, config=replace(config, seed=1))]
+    assert all(one != another for one, another in zip(together, other, strict=True))
+    assert model.caption(images[:1] * 2, config=config)[0] == model.caption(images[0], config=config)[0]
+
+
+@pytest.mark.parametrize("rank_by", ["match", "similarity"])
+def test_captions_are_ranked_by_the_image(model: VisionLanguagePipeline, rank_by: str) -> None:
+    images, sample = pictures()[:4], GenerationConfig(strategy="sample", max_tokens=10, temperature=2.0, captions=6)
+    config, best = replace(sample, captions=1, best_of=6, rank_by=rank_by), []
+    for image in images:
+        texts = candidates(model, image, sample)
+        cosines = model.embed_images(image) @ model.embed_text(texts).T
+        best.append(int((model.match(image, texts) if rank_by == "match" else cosines).argmax()))
+        assert model.caption(image, config=config)[0].text == texts[best[-1]]
+    assert any(best)  # not always the first
+    together = model.caption(images, config=config, batch_size=3)
+    assert [one.text for one in together] == [model.caption(image, config=config)[0].text for image in images]
+
+
+def candidates(model: VisionLanguagePipeline, image: Image.Image, config: GenerationConfig) -> list[str]:
+    """All captions that are found for an image."""
+    (pixels,) = model._batches(image, 1)
+    about = model.model.about(model._image_tokens(pixels))
+    seeds = content_seeds(config, [pixels[0].numpy().tobytes()])
+    words = model.tokenizer
+    prompts = [[words.languages["en"]]]
+    (found,) = generate_all(model.model.decoder, about, prompts, config, end=words.end, fill=words.padding, seeds=seeds)
+    return words.decode([caption.tokens for caption in found])
+
+
+@pytest.mark.parametrize(("rank_by", "capability"), [("match", "match"), ("similarity", "embed")])
+def test_a_model_without_the_capability_ranks_by_it_in_no_way(
+    model: VisionLanguagePipeline, rank_by: str, capability: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = GenerationConfig(strategy="sample", best_of=2, rank_by=rank_by)
+    monkeypatch.setattr(model, "capabilities", ("caption", "ask"))
+    message = rf"can't {capability} \(it can caption, ask\); models that can: mm-tiny"
+    with pytest.raises(CapabilityError, match=message):
+        model.caption([], config=config)
+    with pytest.raises(CapabilityError, match=message):
+        model.ask([], [], config=config)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -77,6 +79,21 @@ def decoder(vocabulary: int, end: int, seed: int = 0) -> TextTransformer:
 def about(model: TextTransformer, image_tokens: torch.Tensor) -> Conditioning:
     """What captions of images are about, for a decoder with cross-attention."""
     return Conditioning(len(image_tokens), context=model.keys_values(image_tokens))
+
+
+class Numbers:
+    """Stands for a tokenizer: texts are the numbers of their tokens."""
+
+    open_tokens: frozenset[int] = frozenset()
+    open_characters: frozenset[str] = frozenset()
+
+    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """Turns rows of token ids into texts."""
+        return [" ".join(map(str, row)) for row in rows]
+
+    def spellings(self, phrase: str) -> list[list[int]]:
+        """Gives the one way in which the numbers of a phrase are written."""
+        return [[int(number) for number in re.findall("[0-9]+", phrase)]]
 
 
 def picture(name: str, size: int = 40) -> Image.Image:

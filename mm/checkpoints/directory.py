@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from mm.models import (
     build_dual_encoder,
     build_language,
 )
+from mm.models.precision import PRECISIONS
 
 KIND, LANGUAGE_KIND, OPEN_CLIP_KIND = "mm-vision-language", "mm-language", "mm-open-clip"
 KINDS = {TextParts: LANGUAGE_KIND, OpenClip: OPEN_CLIP_KIND}
@@ -51,6 +52,7 @@ class Loaded:
         fingerprint: SHA-256 of its weights, as what ``str`` gives.
         preprocessing: how images become its pixels; None for the whole image, scaled.
         family: what such models are called: ``mm``, ``BLIP captioning``.
+        precisions: those that it is known to be good in, beside float32.
     """
 
     model: Any
@@ -59,6 +61,7 @@ class Loaded:
     fingerprint: Fingerprint | str
     preprocessing: Preprocessing | None = None
     family: str = OWN
+    precisions: tuple[str, ...] = ()
 
     @property
     def transform(self) -> Preprocessing:
@@ -124,6 +127,7 @@ def save_directory(
     *,
     preprocessing: Preprocessing | None = None,
     family: str = OWN,
+    precisions: Sequence[str] = (),
 ) -> None:
     """Writes a model directory; each file appears whole or not at all.
 
@@ -136,6 +140,7 @@ def save_directory(
         dtype: precision of the weights on disk.
         preprocessing: how images become its pixels; None for the whole image, scaled.
         family: what such models are called.
+        precisions: those that it is known to be good in, beside float32.
 
     Raises:
         OutputError: the folder can't be written, or a weight is too large for the precision.
@@ -146,6 +151,8 @@ def save_directory(
     kind = KINDS.get(type(architecture), KIND)
     config = {"model_type": kind, **describe_build(architecture, tokenizer, preprocessing, family)}
     config |= {"languages": list(tokenizer.languages), "capabilities": list(model.capabilities)}
+    if precisions:
+        config["precisions"] = list(precisions)
     state = in_precision(_once(model.state_dict()), dtype, folder)
     files = {
         "config.json": json.dumps(config, indent=2).encode() + b"\n",
@@ -329,7 +336,16 @@ def _assemble(
     }
     load_strictly(model, Renamed(state, other_names, former.values()), weights)
     family = str(description.get("family", OWN))
-    return Loaded(model.eval(), tokenizer, architecture, fingerprint, preprocessing, family)
+    precisions = _precisions(description, source)
+    return Loaded(model.eval(), tokenizer, architecture, fingerprint, preprocessing, family, precisions)
+
+
+def _precisions(description: Mapping[str, Any], source: str) -> tuple[str, ...]:
+    """Gives the precisions that a description says a model is good in, checked; none where it says nothing."""
+    precisions = description.get("precisions", [])
+    if not isinstance(precisions, list) or any(one not in PRECISIONS for one in precisions):
+        raise CheckpointError(f"{source}: 'precisions' must be a list of some of {', '.join(PRECISIONS)}")
+    return tuple(precisions)
 
 
 def _tied(state: Mapping[str, Tensor]) -> dict[str, str]:

@@ -23,6 +23,7 @@ COMMANDS = {
     "validate": "measure a model in training on its validation split",
     "test": "measure a model in training on its test split",
     "eval": "measure captioning or retrieval on shards",
+    "bench": "time captioning beside other libraries; check what reduced precision costs",
     "export": "turn a training checkpoint into a model directory",
     "models": "list what can be loaded; show a model, or export it to another layout",
 }

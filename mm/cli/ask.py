@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from mm.cli import common
+from mm.cli import common, decoding
 from mm.data.samples import Sample, Tally
 from mm.data.sources import count_images, iter_images, resolve_sources
 from mm.errors import UsageError
@@ -27,8 +27,8 @@ def run(arguments: Sequence[str], program: str) -> int:
     import mm
     from mm.progress import progress
 
-    config = common.generation_config(options)
-    model = mm.load(options.model, options.device)
+    config = decoding.generation_config(options, decoding.ANSWER)
+    model = mm.load(options.model, options.device, options.precision)
     model.require("ask")
     tally, rows, total = Tally(), [], count_images(sources)
     with progress("Answers") as update:
@@ -52,8 +52,7 @@ def _options(arguments: Sequence[str], program: str) -> Namespace:
     parser.add_argument("paths", nargs="+", help="image files, folders, and .tar shards")
     parser.add_argument("question", help="what to answer about each photo: 'how many dogs?'")
     common.add_model(parser)
-    common.add_generation(parser)
-    parser.set_defaults({"max_tokens": 10, "repetition_penalty": 1.0})
+    decoding.add_generation(parser, decoding.ANSWER)
     parser.add_argument("--batch_size", type=int, default=16, help="photos that are looked at together")
     common.add_max_pixels(parser)
     common.add_json(parser)

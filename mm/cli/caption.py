@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from jsonargparse import Namespace
 
-from mm.cli import common
+from mm.cli import common, decoding
 from mm.data.samples import Sample, Tally
 from mm.data.shots import read_shots
 from mm.data.sources import count_images, iter_images, resolve_sources
@@ -120,8 +120,8 @@ def run(arguments: Sequence[str], program: str) -> int:
     import mm
     from mm.progress import progress
 
-    config = common.generation_config(options)
-    model = mm.load(options.model, options.device)
+    config = decoding.generation_config(options, decoding.CAPTION)
+    model = mm.load(options.model, options.device, options.precision)
     model.require("caption", options.language)
     if shots:
         model.require("shots")
@@ -166,7 +166,7 @@ def _options(arguments: Sequence[str], program: str) -> Namespace:
         default=None,
         help='examples to follow, for models that take them: JSON lines {"image": path, "caption": text}',
     )
-    common.add_generation(parser)
+    decoding.add_generation(parser, decoding.CAPTION)
     parser.add_argument("--batch_size", type=int, default=16, help="images captioned together")
     parser.add_argument(
         "--output", type=Path | None, default=None, help="write captions here too, one JSON object a line"

@@ -29,7 +29,7 @@ def run(arguments: Sequence[str], program: str) -> int:
     import mm
     from mm.progress import progress
 
-    model = mm.load(options.model, options.device)
+    model = mm.load(options.model, options.device, options.precision)
     model.require("embed")
     tally, total = Tally(), count_images(sources)
     rows: list[dict[str, Any]] = []

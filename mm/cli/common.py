@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from jsonargparse import ArgumentParser, Namespace
 
+from mm.data.ahead import map_ahead
 from mm.data.images import DEFAULT_MAX_PIXELS, decode_image
 from mm.data.manifest import Manifest
 from mm.data.reading import read_shard
@@ -19,8 +20,6 @@ from mm.errors import ImageError, OptionError, OutputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    from mm.generation import GenerationConfig
 
 T = TypeVar("T")
 
@@ -56,9 +55,14 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
 
 
 def add_model(parser: ArgumentParser, default: str | None = "mm-tiny") -> None:
-    """Adds ``--model`` and ``--device``."""
+    """Adds ``--model``, ``--device`` and ``--precision``."""
     parser.add_argument("--model", type=str | None, default=default, help="a name that 'mm models' explains")
     parser.add_argument("--device", type=str | None, default=None, help="cpu, cuda, ...; a GPU if there is one")
+    parser.add_argument(
+        "--precision",
+        default="auto",
+        help="float32, bfloat16, int8; or auto, the quickest that the model is known to be good in",
+    )
 
 
 def add_json(parser: ArgumentParser) -> None:
@@ -71,49 +75,32 @@ def add_max_pixels(parser: ArgumentParser) -> None:
     parser.add_argument("--max_pixels", type=int, default=DEFAULT_MAX_PIXELS, help="largest image that is decoded")
 
 
-def add_generation(parser: ArgumentParser, beams: int = 3) -> None:
-    """Adds the options of decoding."""
-    parser.add_argument("--beams", type=int, default=beams, help="sequences kept at each step; 1 for greedy search")
-    parser.add_argument("--min_tokens", type=int, default=1, help="tokens a caption has at least")
-    parser.add_argument("--max_tokens", type=int, default=30, help="tokens a caption has at most")
-    parser.add_argument("--length_penalty", type=float, default=1.0, help="above 0, longer captions rank higher")
-    parser.add_argument("--repetition_penalty", type=float, default=1.2, help="above 1, words repeat less")
-
-
-def generation_config(options: Namespace) -> GenerationConfig:
-    """Makes the decoding options of what was parsed.
-
-    Raises:
-        OptionError: one is out of range.
-    """
-    from mm.generation import GenerationConfig
-
-    return GenerationConfig(
-        beams=options.beams,
-        min_tokens=options.min_tokens,
-        max_tokens=options.max_tokens,
-        length_penalty=options.length_penalty,
-        repetition_penalty=options.repetition_penalty,
-    )
-
-
 def decoded(
-    items: Iterable[Sample | Rejection], tally: Tally, max_pixels: int = DEFAULT_MAX_PIXELS
-) -> Iterator[tuple[Sample, Image]]:
-    """Decodes the images of samples; what can't be decoded is rejected.
+    items: Iterable[Sample | Rejection],
+    tally: Tally,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    ready: Callable[[Image], Any] | None = None,
+) -> Iterator[tuple[Sample, Any]]:
+    """Decodes the images of samples, ahead of whoever takes them; what can't be decoded is rejected.
 
     Args:
         items: what a reader yields.
         tally: counts used and rejected samples.
         max_pixels: the most pixels an image may have.
+        ready: what else is done to each image ahead, such as a model's own scaling; None for nothing.
     """
-    for sample in tally.accept(items):
+
+    def decode(item: Sample | Rejection) -> tuple[Sample, Any] | Rejection:
+        if isinstance(item, Rejection):
+            return item
         try:
-            image = decode_image(sample.image, sample.source, max_pixels)
+            image = decode_image(item.image, item.source, max_pixels)
         except ImageError as error:
-            tally.reject(Rejection.of(error, sample.source, sample.key))
-            continue
-        yield sample, image
+            return Rejection.of(error, item.source, item.key)
+        return item, image if ready is None else ready(image)
+
+    # decoded photos of a camera take tens of megabytes each, those made ready for a model less than one
+    return tally.accept(map_ahead(decode, items, ahead=8 if ready is None else 64))
 
 
 def captioned(manifest: Manifest, languages: Sequence[str]) -> Iterator[Sample | Rejection]:

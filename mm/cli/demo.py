@@ -72,7 +72,7 @@ def run(arguments: Sequence[str], program: str) -> int:
     with TemporaryDirectory(prefix="gallery-", dir=options.output) as folder:
         import mm
 
-        model = mm.load(options.model, options.device)
+        model = mm.load(options.model, options.device, options.precision)
         model.require("match")
         tally = Tally()
         photos = list(common.decoded(iter_images(sources), tally))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from mm.cli import common
+from mm.cli import common, decoding
 from mm.data.manifest import Manifest
 from mm.data.samples import Rejection, Sample, Tally
 from mm.errors import OptionError, ShardError, UsageError
@@ -32,12 +32,12 @@ def run(arguments: Sequence[str], program: str) -> int:
 
     import mm
 
-    config = common.generation_config(options)
+    config = decoding.generation_config(options, decoding.CAPTION)
     if options.java:
         from mm.metrics.java import JAVA_METRICS, require_java_metrics
 
         require_java_metrics(tuple(JAVA_METRICS), options.language)
-    model = mm.load(options.model, options.device)
+    model = mm.load(options.model, options.device, options.precision)
     model.require("caption" if options.task == "captioning" else "embed", options.language)
     total = manifest.total if options.limit is None else min(manifest.total, options.limit)
     samples = itertools.islice(common.captioned(manifest, [options.language]), options.limit)
@@ -46,7 +46,7 @@ def run(arguments: Sequence[str], program: str) -> int:
         rows = _captions(model, samples, tally, total, options, config)
         if options.output is not None:
             problem = _write(options.output, rows)
-        figures = _scores(rows, options)
+        figures = _scores(rows, options) | {"strategy": str(config)}
     else:
         figures = _retrieval(model, samples, tally, total, options)
     if not tally.used:
@@ -69,7 +69,7 @@ def _options(arguments: Sequence[str], program: str) -> Namespace:
     parser.add_argument("--data", nargs="+", required=True, help="folders, shards or patterns of shards")
     common.add_model(parser)
     parser.add_argument("--language", default="en", help="language of captions and queries")
-    common.add_generation(parser)
+    decoding.add_generation(parser, decoding.CAPTION)
     parser.add_argument("--batch_size", type=int, default=32, help="images encoded together")
     parser.add_argument("--limit", type=int | None, default=None, help="measure the first so many images only")
     parser.add_argument("--java", action="store_true", help="METEOR and SPICE too; needs Java and pycocoevalcap")
@@ -140,7 +140,7 @@ def _scores(rows: list[dict[str, Any]], options: Namespace) -> dict[str, Any]:
     references = {str(number): row["references"] for number, row in enumerate(rows)}
     candidates = {str(number): row["caption"] for number, row in enumerate(rows)}
     java = tuple(JAVA_METRICS) if options.java else ()
-    return {**score_captions(references, candidates, options.language, java=java), "beams": options.beams}
+    return score_captions(references, candidates, options.language, java=java)
 
 
 def _retrieval(

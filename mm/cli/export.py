@@ -143,6 +143,7 @@ def _to_mm(folder: Path, loaded: Loaded, precision: str, *, as_json: bool) -> in
         _dtype(precision),
         preprocessing=loaded.preprocessing,
         family=loaded.family,
+        precisions=loaded.precisions,
     )
     description = {"model": str(folder), **describe(folder)}
     if as_json:

@@ -31,7 +31,9 @@ def run(arguments: Sequence[str], program: str) -> int:
     from mm.progress import progress
 
     with (
-        Gallery.open(options.gallery, options.model, create=True, device=options.device) as gallery,
+        Gallery.open(
+            options.gallery, options.model, create=True, device=options.device, precision=options.precision
+        ) as gallery,
         progress("Index") as update,
     ):
         total = count_images(sources)

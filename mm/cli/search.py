@@ -30,7 +30,8 @@ def run(arguments: Sequence[str], program: str) -> int:
         common.check_writable(options.html)
     image = read_image(options.image) if options.image is not None else None
 
-    with Gallery.open(options.gallery, options.model, device=options.device) as gallery:
+    opened = Gallery.open(options.gallery, options.model, device=options.device, precision=options.precision)
+    with opened as gallery:
         hits = gallery.search(options.query, options.k, image, options.rerank)
     query = " + ".join(str(part) for part in (options.query, options.image) if part is not None)
     if options.json:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from mm.cli import common
+from mm.cli import common, decoding
 from mm.cli.caption import Lines
 from mm.data.lines import TextLine, count_lines, read_lines
 from mm.data.samples import Tally
@@ -32,8 +32,8 @@ def run(arguments: Sequence[str], program: str) -> int:
     import mm
     from mm.progress import progress
 
-    config = common.generation_config(options)
-    model = mm.load(options.model, options.device)
+    config = decoding.generation_config(options, decoding.TRANSLATION)
+    model = mm.load(options.model, options.device, options.precision)
     model.require("translate", options.to)
     tally, rows, cut = Tally(), [], 0
     with progress("Translations", "texts") as update:
@@ -77,8 +77,7 @@ def _options(arguments: Sequence[str], program: str) -> Namespace:
         "--source", type=str | None, default=None, help="language of the texts; that which JSON lines name"
     )
     parser.add_argument("--field", default="caption", help="key of the text in JSON lines")
-    common.add_generation(parser)
-    parser.set_defaults({"max_tokens": 60, "repetition_penalty": 1.0})
+    decoding.add_generation(parser, decoding.TRANSLATION)
     parser.add_argument("--batch_size", type=int, default=16, help="texts translated together")
     parser.add_argument(
         "--output", type=Path | None, default=None, help="write translations here too, one JSON object a line"

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mm.data import spellings
 from mm.errors import CheckpointError, OptionError
 
 PADDING, END, EMBED, MATCH = "<pad>", "<end>", "<embed>", "<match>"
@@ -329,9 +330,53 @@ class Tokenizer:
             rows.append(row)
         return rows
 
+    def spellings(self, phrase: str) -> list[list[int]]:
+        """Gives every way in which a word or phrase is commonly written in tokens within a caption.
+
+        At the beginning of a caption and behind other words, as it is, in lower case and with a capital letter, as far
+        as these differ. A token that holds more than the phrase, such as two Chinese words, isn't found.
+
+        Args:
+            phrase: without special tokens; white space at its ends makes no difference.
+
+        Raises:
+            OptionError: it is empty, or the vocabulary has no tokens for it.
+        """
+        if not phrase.strip():
+            raise OptionError(f"phrase {phrase!r} is empty; give a word or several")
+        rows: list[list[int]] = []
+        for form in spellings.forms(phrase):
+            rows += [self.encode([form])[0], self.encode_captions([form])[0]]
+            for context in spellings.contexts(form):
+                before, whole = self.encode([context.rstrip(), context + form])
+                rows += [whole[len(before) :]] if whole[: len(before)] == before else []
+        found = [list(row) for row in dict.fromkeys(map(tuple, rows)) if row and not self._without_words & set(row)]
+        if not found:
+            raise OptionError(f"phrase {phrase!r} can't be written with the vocabulary of this model; give another")
+        return found
+
+    @cached_property
+    def _without_words(self) -> frozenset[int]:
+        return spellings.without_words(self._backend)
+
+    @cached_property
+    def open_tokens(self) -> frozenset[int]:
+        """Ids of tokens whose text later tokens may change, such as single bytes of a character."""
+        return spellings.open_tokens(self._backend)
+
+    @cached_property
+    def open_characters(self) -> frozenset[str]:
+        """Characters of a decoded text that may be taken away or changed once others follow them."""
+        return spellings.open_characters(self._backend)
+
     def name(self, token: int) -> str:
         """Gives a token as text, or its name where it isn't text."""
-        return self.decode([[token]])[0] or str(self._backend.id_to_token(token))
+        return self.names([token])[0]
+
+    def names(self, tokens: Sequence[int]) -> list[str]:
+        """Gives tokens as ``name`` does."""
+        texts = self.decode([[token] for token in tokens])
+        return [text or str(self._backend.id_to_token(token)) for text, token in zip(texts, tokens, strict=True)]
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Turns rows of token ids into texts.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -82,6 +84,14 @@ class Finished:
         written.lengths[:] = self.lengths.flatten(1).gather(1, best)
 
 
+def _common(rows: list[list[int]]) -> list[int]:
+    first, *others = rows
+    for place, token in enumerate(first):
+        if any(row[place : place + 1] != [token] for row in others):
+            return first[:place]
+    return first
+
+
 def _pick(tokens: Tensor, chosen: Tensor) -> Tensor:
     return tokens.gather(2, chosen[..., None].expand(*chosen.shape, tokens.shape[-1]))
 
@@ -108,6 +118,11 @@ class BeamSearch:
 
     def run(self) -> None:
         """Searches until every image is done."""
+        for _ in self.steps():
+            pass
+
+    def steps(self) -> Iterator[int]:
+        """Searches step by step; gives how many tokens the beams have after each."""
         task, config = self.task, self.config
         beams = self.groups * self.beams
         logits = task.decoder.begin(beams)[:, None]
@@ -116,6 +131,7 @@ class BeamSearch:
             scores = task.rules(likely, self.running.rows, step)
             sums, source, token = self.candidates(scores)
             parents = self._advance(likely, sums, source, token, step)
+            yield step + 1
             if step + 1 == config.max_tokens:
                 break
             if some_done(finished := self.done.all(1), step):
@@ -156,6 +172,19 @@ class BeamSearch:
                 taken = taken.scatter_add(1, chosen, torch.ones_like(chosen, dtype=taken.dtype))
         return torch.stack(sums, 1), torch.stack(source, 1), torch.stack(token, 1)
 
+    def stop(self, sums: Tensor, stopped: Tensor, rows: Tensor) -> Tensor:
+        """Gives the scores of captions once stop strings have ended some.
+
+        Args:
+            sums: (B, G, 2 K) what they are ranked by.
+            stopped: (B, G, 2 K) bool, those that are ended.
+            rows: (B, G, 2 K, T) int64 their tokens, prompts included.
+
+        Returns:
+            (B, G, 2 K); minus infinity for one that can't be given.
+        """
+        return sums
+
     def _advance(self, likely: Tensor, sums: Tensor, source: Tensor, token: Tensor, step: int) -> Tensor:
         """Finishes captions that end, and lets the best others go on; gives the (B, G * K) rows they come from."""
         running, config = self.running, self.config
@@ -170,20 +199,32 @@ class BeamSearch:
         written = grown[..., self.task.prompts.shape[1] :]
         ended = token == self.task.end
         stopped = self.task.stopped(written)
-        ended = ended if stopped is None else ended | stopped
+        if stopped is not None:
+            ended = ended | stopped
+            sums = self.stop(sums, stopped, grown)
         last = step + 1 == config.max_tokens
         rank = torch.arange(2 * self.beams, device=token.device)
         complete = (ended | last) & (rank < self.beams) & ~self.done[..., None]
         ranked = (sums / (step + 1) ** config.length_penalty).masked_fill(~complete, NEVER)
         self.finished.add(self.alive, ranked, written, gained)
 
-        running.scores, chosen = sums.masked_fill(ended, NEVER).topk(self.beams, dim=-1)
+        chosen = (rank + len(rank) * ended).topk(self.beams, dim=-1, largest=False).indices  # the first that go on
+        running.scores = sums.masked_fill(ended, NEVER).gather(-1, chosen)
         running.rows = _pick(grown, chosen).flatten(1, 2)
         running.gained = _pick(gained, chosen)
-        reachable = running.scores[..., 0] / (step + 1) ** config.length_penalty
+        reachable = running.scores.amax(-1) / (step + 1) ** config.length_penalty
         self.done = self.done | (reachable <= self.finished.scores[self.alive][..., -1])
         assert running.scores.shape == shape
         return rows.gather(2, chosen).flatten(1)
+
+    def certain(self) -> list[int]:
+        """Gives the tokens that whatever caption the first image may still get begins with."""
+        running, finished = self.running, self.finished
+        best = finished.scores[0, :, 0] > NEVER
+        lengths = finished.lengths[0, best, 0].tolist()
+        ended = [row[:length] for row, length in zip(finished.tokens[0, best, 0].tolist(), lengths, strict=True)]
+        going = running.rows[0, running.scores[0].flatten() > NEVER, self.task.prompts.shape[1] :].tolist()
+        return _common([*ended, *going])
 
     def _keep(self, images: Tensor) -> None:
         self.alive, self.done = self.alive[images], self.done[images]

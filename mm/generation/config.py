@@ -40,7 +40,7 @@ class GenerationConfig:
     An option that a strategy can't heed is refused by it.
 
     Args:
-        strategy: ``greedy`` takes the likeliest token at every step, ``beam`` keeps the likeliest beginnings, ``sample``
+        strategy: ``greedy`` takes the likeliest token at each step, ``beam`` keeps the likeliest beginnings, ``sample``
             draws tokens by their probability, ``contrastive`` takes likely tokens that are unlike those before
             (arXiv:2202.06417). None for beam search where there is more than one beam, else greedy search.
         captions: captions given for each image, the best first; sampled ones as they were drawn, unless ``best_of``
@@ -60,7 +60,7 @@ class GenerationConfig:
             arXiv:1610.02424).
         diversity: what a token loses, in log-probability, for each earlier group that takes it at the same step.
         temperature: of sampling: logits are divided by it; below 1 favours likely tokens.
-        top_k: sample among the k likeliest tokens only; contrastive search looks at so many, 4 unless told. None for all.
+        top_k: sample among the k likeliest tokens only; contrastive search looks at so many, 4 unless told.
         top_p: sample among the likeliest tokens that have this probability together (arXiv:1904.09751).
         min_p: sample among tokens with at least this share of the likeliest one's probability (arXiv:2407.01082).
         seed: of sampling. Each image's draws depend on it and on the image alone.
@@ -110,6 +110,11 @@ class GenerationConfig:
     def way(self) -> Strategy:
         """The strategy, also where it wasn't named."""
         return self.strategy or ("beam" if self.beams > 1 else "greedy")
+
+    def __str__(self) -> str:
+        """Gives the strategy and the options that aren't as they are by default: ``beam beams=3``."""
+        given = (f"{name}={getattr(self, name)}" for name in DEFAULTS if name != "strategy" and self._given(name))
+        return " ".join((self.way, *given))
 
     @property
     def found(self) -> int:

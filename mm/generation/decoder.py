@@ -56,7 +56,7 @@ class Decoder:
         Returns:
             (B, V) float32 logits of the token behind each prompt.
         """
-        images, length = self.prompts.shape
+        length = self.prompts.shape[1]
         real = torch.ones_like(self.prompts, dtype=torch.bool) if self.padding is None else self.padding
         places = (real.cumsum(1) - 1).clamp_min(0)
         sees = None
@@ -82,7 +82,7 @@ class Decoder:
         return self._grow(tokens, parents, torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device), 1)
 
     def chain(self, tokens: Tensor, parents: Tensor | None = None) -> Tensor:
-        """Puts several tokens, one behind the other, behind one row of each image; each of them ends a row from then on.
+        """Puts several tokens, one behind the other, behind one row of each image; each ends a row from then on.
 
         Args:
             tokens: (B, T) int64.

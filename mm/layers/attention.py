@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -66,6 +67,23 @@ class Attention(nn.Module):
         self.output = nn.Linear(inner, width, bias=bias if output_bias is None else output_bias)
         self.query_norm = None if head_norms is None else head_norms[0]
         self.key_norm = None if head_norms is None else head_norms[1]
+        self.joint: nn.Linear | None = None
+
+    def fuse(self, *, queries: bool) -> None:
+        """Joins projections of the same input into a single linear map, ``joint``, which takes their place.
+
+        Args:
+            queries: whether that of the queries is one of them, as in self-attention; else those of keys and values.
+        """
+        names = ["query", "key", "value"] if queries else ["key", "value"]
+        parts: list[nn.Linear] = [getattr(self, name) for name in names]
+        joint = nn.Linear(parts[0].in_features, sum(part.out_features for part in parts), device="meta")
+        joint.weight = nn.Parameter(torch.cat([part.weight.detach() for part in parts]))
+        biases = [part.bias.detach() for part in parts if part.bias is not None]
+        joint.register_parameter("bias", nn.Parameter(torch.cat(biases)) if biases else None)
+        self.joint = joint
+        for name in names:
+            delattr(self, name)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
@@ -77,12 +95,35 @@ class Attention(nn.Module):
             context: what is attended to.
             rotation: of the keys by their positions, where the model has rotary positions.
         """
-        keys = self._split(self.key(context))
+        if self.joint is None:
+            return self._keys_values(self.key(context), self.value(context), rotation)
+        keys, values = self.joint(context).chunk(2, -1)
+        return self._keys_values(keys, values, rotation)
+
+    def project(self, x: Tensor, rotation: Rotation | None = None) -> tuple[Tensor, KeyValues]:
+        """Projects (B, T, D) ``x`` to queries, keys and values, as self-attention does.
+
+        Args:
+            x: where queries come from, and what they are compared with.
+            rotation: of queries and keys by their positions.
+        """
+        if self.joint is None:
+            return self._queries(self.query(x), rotation), self.keys_values(x, rotation)
+        shared = self.key_value_heads * self.head_width
+        query, keys, values = self.joint(x).split([self.heads * self.head_width, shared, shared], -1)
+        return self._queries(query, rotation), self._keys_values(keys, values, rotation)
+
+    def _queries(self, query: Tensor, rotation: Rotation | None) -> Tensor:
+        query = self._split(query)
+        if self.query_norm is not None:
+            query = self.query_norm(query)
+        return query if rotation is None else rotation.turn(query)
+
+    def _keys_values(self, keys: Tensor, values: Tensor, rotation: Rotation | None) -> KeyValues:
+        keys = self._split(keys)
         if self.key_norm is not None:
             keys = self.key_norm(keys)
-        if rotation is not None:
-            keys = rotation.turn(keys)
-        return KeyValues(keys, self._split(self.value(context)))
+        return KeyValues(keys if rotation is None else rotation.turn(keys), self._split(values))
 
     def forward(
         self, x: Tensor, keys_values: KeyValues, mask: Tensor | None = None, rotation: Rotation | None = None
@@ -90,28 +131,19 @@ class Attention(nn.Module):
         """Gathers from ``keys_values`` for every position of ``x``.
 
         Args:
-            x: (B, T, D) where queries come from. Its batch may be K times that of ``keys_values``: then K consecutive
-                rows (the beams of one image) share one row of keys and values, which are not copied.
+            x: (B, T, D) where queries come from.
             keys_values: what to attend to.
             mask: broadcastable to (B, N, T, keys): bool, true where a query may look, or numbers that are added to the
-                scores. With shared rows it has a row for each row of keys.
-            rotation: of the queries by their positions; not with shared rows.
+                scores.
+            rotation: of the queries by their positions.
 
         Returns:
             (B, T, D).
         """
-        rows, length = x.shape[:2]
-        sources = keys_values.keys.shape[0]
-        query = self.query(x)
-        if rows != sources:
-            query = query.reshape(sources, -1, query.shape[-1])
-            if mask is not None and mask.shape[2] > 1:
-                mask = mask.repeat(1, 1, rows // sources, 1)
-        query = self._split(query)
-        if self.query_norm is not None:
-            query = self.query_norm(query)
-        if rotation is not None:
-            query = rotation.turn(query)
+        return self.attend(self._queries(self.query(x), rotation), keys_values, mask)
+
+    def attend(self, query: Tensor, keys_values: KeyValues, mask: Tensor | None = None) -> Tensor:
+        """Does the same for (B, N, T, D / N) queries that are projected already."""
         gathered = F.scaled_dot_product_attention(
             query,
             *keys_values,
@@ -119,4 +151,4 @@ class Attention(nn.Module):
             scale=self.scale,
             enable_gqa=self.key_value_heads != self.heads,
         )
-        return self.output(gathered.transpose(1, 2).reshape(rows, length, -1))
+        return self.output(gathered.transpose(1, 2).flatten(2))

@@ -18,7 +18,7 @@ class Rotation(NamedTuple):
     def turn(self, x: Tensor) -> Tensor:
         """Turns (B, N, T, D / N) queries or keys: pairs are made of the first and the second half of a head."""
         first, second = x.chunk(2, -1)
-        return x * self.cos + torch.cat([-second, first], -1) * self.sin
+        return (x * self.cos + torch.cat([-second, first], -1) * self.sin).to(x.dtype)
 
 
 class Rotary(nn.Module):

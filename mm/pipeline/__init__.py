@@ -10,6 +10,7 @@ from mm.checkpoints.resolve import load_model
 from mm.checkpoints.weights import first_line
 from mm.errors import OptionError
 from mm.models import LanguageModel
+from mm.models.precision import check_precision, choose
 from mm.pipeline.base import ANSWER, CAPTION, TRANSLATION, Answer, Caption, ImageLike, Pipeline, open_image
 from mm.pipeline.language import Filling, LanguagePipeline, Score, Translation
 from mm.pipeline.vision_language import VisionLanguagePipeline
@@ -27,22 +28,40 @@ __all__ = [
     "Score",
     "Translation",
     "VisionLanguagePipeline",
+    "find_device",
     "load",
     "open_image",
 ]
 
 
-def load(name: str | Path = "mm-tiny", device: str | torch.device | None = None) -> Pipeline:
+def load(name: str | Path = "mm-tiny", device: str | torch.device | None = None, precision: str = "auto") -> Pipeline:
     """Loads a model.
 
     Args:
         name: ``mm-tiny``, a model directory, a training checkpoint, ``hf:owner/name``, or
             ``open_clip:architecture/tag`` where the tag may be a local file.
         device: where it runs; None for the GPU if there is one.
+        precision: of its linear maps: ``float32``, ``bfloat16`` or ``int8``; ``auto`` for the one that the device is
+            quickest in, of those that the model is known to be good in.
 
     Raises:
         UnknownModelError: the name names nothing.
         CheckpointError: what it names can't be read.
+        OptionError: there is no such device, or it doesn't compute in the precision.
+    """
+    place = find_device(device)
+    check_precision(precision, place)
+    loaded = load_model(name)
+    kind = LanguagePipeline if isinstance(loaded.model, LanguageModel) else VisionLanguagePipeline
+    pipeline = kind(str(name), loaded, place)
+    pipeline.prepare(choose(precision, loaded.precisions, loaded.model, place))
+    return pipeline
+
+
+def find_device(device: str | torch.device | None = None) -> torch.device:
+    """Gives the device that is meant: None for the GPU if there is one.
+
+    Raises:
         OptionError: there is no such device.
     """
     try:
@@ -50,6 +69,4 @@ def load(name: str | Path = "mm-tiny", device: str | torch.device | None = None)
         torch.empty(0, device=place)
     except (AssertionError, RuntimeError) as error:
         raise OptionError(f"device {str(device)!r} can't be used ({first_line(error)})") from error
-    loaded = load_model(name)
-    kind = LanguagePipeline if isinstance(loaded.model, LanguageModel) else VisionLanguagePipeline
-    return kind(str(name), loaded, place)
+    return place

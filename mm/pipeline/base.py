@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,15 +14,18 @@ from PIL import Image
 from torch import Tensor
 
 from mm.checkpoints.resolve import BUILT_IN
+from mm.checkpoints.weights import Fingerprint
 from mm.data.images import convert_image, decode_image, read_image
 from mm.data.labels import TEMPLATE
 from mm.errors import CapabilityError, OptionError
 from mm.generation import GenerationConfig
+from mm.models.precision import Precision, prepare
 
 if TYPE_CHECKING:
     from mm.pipeline.language import Filling, Score, Translation
+    from mm.pipeline.writing import CaptionStream
 
-ImageLike = Image.Image | str | Path | bytes
+ImageLike = Image.Image | str | Path | bytes | Tensor
 CAPTION = GenerationConfig(beams=3, repetition_penalty=1.2)
 ANSWER = GenerationConfig(beams=3, max_tokens=10)
 TRANSLATION = GenerationConfig(beams=3, max_tokens=60)
@@ -33,7 +36,20 @@ ABLE = {
     "score": "GPT-2, LLaMA and Falcon",
     "fill": "BERT and RoBERTa",
 }
+RANKED_WITH = {"match": "match", "similarity": "embed"}  # the capability that a way of ranking captions needs
 IN_A_LANGUAGE = {"caption": "caption in", "translate": "translate into", "score": "score texts in"}
+
+
+class Token(NamedTuple):
+    """One token that was written.
+
+    Args:
+        text: of the token alone, or its name where it isn't text, as that of the one that ends a caption.
+        probability: that the model gave it there.
+    """
+
+    text: str
+    probability: float
 
 
 @dataclass(frozen=True)
@@ -44,13 +60,25 @@ class Caption:
         text: the caption, the prompt included.
         language: code of its language.
         score: mean log-probability of its tokens: nearer to 0 is surer.
-        complete: whether it ended by itself, not at the length limit.
+        complete: whether it ended by itself or at a stop string, not at the length limit.
+        log_probability: the sum over its tokens.
+        tokens: those behind the prompt, with their probabilities; the one that ended the caption is the last.
+        strategy: how it was found: the strategy and the options that aren't as they are by default.
+        problem: what is wrong with it, if it is degenerate: it repeats itself, has no content words, or was cut.
+        retried: what was wrong with the caption in whose place this one was found; None for a first try.
+        alternatives: other captions of the image, where several were asked for, the next best first.
     """
 
     text: str
     language: str
     score: float
     complete: bool
+    log_probability: float = 0.0
+    tokens: tuple[Token, ...] = ()
+    strategy: str = ""
+    problem: str | None = None
+    retried: str | None = None
+    alternatives: tuple[Caption, ...] = ()
 
     def __str__(self) -> str:
         return self.text
@@ -87,9 +115,14 @@ class Pipeline(ABC):
         dimension: E of the shared space.
         languages: codes of the languages it captions in.
         device: where it runs.
+
+    Attributes:
+        precision: what its linear maps compute in.
     """
 
+    model: Any
     capabilities: tuple[str, ...] = ("embed",)
+    precision: Precision = "float32"
 
     def __init__(
         self,
@@ -114,6 +147,17 @@ class Pipeline(ABC):
         """SHA-256 of the weights, in hexadecimal."""
         return str(self._fingerprint)
 
+    def prepare(self, precision: Precision) -> None:
+        """Prepares the model's weights for inference, once and for all: it can't be trained or saved then.
+
+        Raises:
+            OptionError: the device doesn't compute in the precision.
+        """
+        if isinstance(self._fingerprint, Fingerprint) and not self._fingerprint.files:
+            str(self._fingerprint)  # computed now: it is that of the weights in memory, which change their layout
+        prepare(self.model, precision)
+        self.precision = precision
+
     def caption(
         self,
         images: ImageLike | Sequence[ImageLike],
@@ -121,29 +165,76 @@ class Pipeline(ABC):
         language: str = "en",
         prompt: str | Sequence[str] = "",
         shots: Sequence[tuple[ImageLike, str]] = (),
-        config: GenerationConfig = CAPTION,
+        config: GenerationConfig | None = None,
+        retry: bool | None = None,
+        draft: Pipeline | None = None,
         batch_size: int = 16,
     ) -> list[Caption]:
         """Captions images.
 
         Args:
-            images: decoded images, paths or encoded bytes; or a single one.
+            images: decoded images, paths, encoded bytes or what ``ready`` gave; or a single one.
             language: code of the language to caption in.
             prompt: words that captions begin with, for all images or one for each.
             shots: images with their captions, whose example captions follow.
-            config: how captions are decoded; beam search with 3 beams and a
-                repetition penalty of 1.2 unless told otherwise.
+            config: how captions are decoded; None for beam search with 3 beams and a repetition penalty of 1.2.
+            retry: decode a degenerate caption again in other ways, and give what comes of it, if that is better; None
+                for only where there is no ``config``.
+            draft: a smaller model that proposes tokens, for greedy search and sampling (arXiv:2211.17192). It changes
+                speed, not what is found.
             batch_size: images captioned together. It changes speed, not captions.
 
         Returns:
             One caption for each image.
 
         Raises:
-            CapabilityError: this model doesn't caption, or can't take shots.
+            CapabilityError: this model doesn't caption, can't take shots, or can't rank as the options say.
             OptionError: the model doesn't know the language, or the options don't fit it.
             ImageError: an image can't be decoded.
         """
         raise self._lacks("caption")
+
+    def stream(
+        self,
+        image: ImageLike,
+        *,
+        language: str = "en",
+        prompt: str = "",
+        config: GenerationConfig = CAPTION,
+    ) -> CaptionStream:
+        """Captions an image, and gives the text piece by piece, as soon as it is certain.
+
+        With beam search that is what all beams have in common.
+
+        Args:
+            image: decoded, a path, encoded bytes or what ``ready`` gave.
+            language: code of the language to caption in.
+            prompt: words that the caption begins with.
+            config: how it is decoded.
+
+        Returns:
+            The pieces, to iterate over; its ``caption`` is the whole caption afterwards.
+
+        Raises:
+            CapabilityError: this model doesn't caption.
+            OptionError: the model doesn't know the language, the options don't fit it, or ask for several captions.
+            ImageError: the image can't be decoded.
+        """
+        raise self._lacks("caption")
+
+    def ready(self, image: ImageLike) -> Tensor:
+        """Makes an image ready for the model, which may be done ahead, in another thread.
+
+        Args:
+            image: decoded, a path or encoded bytes.
+
+        Returns:
+            (3, H, W) uint8 pixels, as large as the model takes them.
+
+        Raises:
+            ImageError: the image can't be decoded.
+        """
+        return image if isinstance(image, Tensor) else self._transform(open_image(image))
 
     def ask(
         self,
@@ -338,6 +429,11 @@ class Pipeline(ABC):
         if doing is not None and language is not None and language not in self.languages:
             raise OptionError(f"{self.name} doesn't {doing} {language!r}; languages: {', '.join(self.languages)}")
 
+    def _require_ranking(self, config: GenerationConfig) -> None:
+        """Makes sure that the model can rank what it writes as the options say."""
+        if config.rank_by in RANKED_WITH:
+            self.require(RANKED_WITH[config.rank_by])
+
     def _lacks(self, capability: str) -> CapabilityError:
         has = ", ".join(self.capabilities)
         able = ABLE.get(capability, f"{', '.join(BUILT_IN)} and those that 'mm fit' trains")
@@ -355,11 +451,10 @@ class Pipeline(ABC):
     def _batches(self, images: ImageLike | Sequence[ImageLike], size: int) -> Iterator[Tensor]:
         items = [images] if isinstance(images, ImageLike) else images
         for start in range(0, len(items), size):
-            opened = [open_image(image) for image in items[start : start + size]]
-            yield torch.stack([self._transform(image) for image in opened]).to(self.device)
+            yield torch.stack([self.ready(image) for image in items[start : start + size]]).to(self.device)
 
 
-def open_image(image: ImageLike) -> Image.Image:
+def open_image(image: Image.Image | str | Path | bytes) -> Image.Image:
     """Opens what a user may give as an image: decoded, as bytes, or as a path.
 
     Raises:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mm.checkpoints.directory import Loaded
 from mm.errors import CapabilityError, OptionError
-from mm.generation import GenerationConfig, generate
+from mm.generation import Generated, GenerationConfig, generate
+from mm.generation.sampling import content_seeds
 from mm.pipeline.base import TRANSLATION, Pipeline
 
 
@@ -106,21 +107,22 @@ class LanguagePipeline(Pipeline):
         batch_size: int = 16,
     ) -> list[Translation]:
         language = self._language("translate", to)
+        self._require_ranking(config)
         given = [texts] if isinstance(texts, str) else texts
         rows, whole = self._sources(given, source)
         lead = self.tokenizer.begin(language)
-        found = [
-            one
-            for tokens, padding in self._batches_of(rows, batch_size)
-            for one in generate(
+        seeds = content_seeds(config, (text.encode("utf-8", "replace") for text in given))
+        found: list[Generated] = []
+        for tokens, padding in self._batches_of(rows, batch_size):
+            found += generate(
                 self.model.decoder,
                 self.model.about(tokens, padding),
                 [lead] * len(tokens),
                 config,
                 end=self.tokenizer.end,
                 fill=self.tokenizer.padding,
+                seeds=None if seeds is None else seeds[len(found) : len(found) + len(tokens)],
             )
-        ]
         written = self.tokenizer.decode([one.tokens[len(lead) - 1 :] for one in found])
         return [
             Translation(text, language, one.score / max(1, one.generated), one.ended, all_read)

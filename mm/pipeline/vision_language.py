@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -12,9 +12,14 @@ from mm.checkpoints.directory import Loaded
 from mm.data.labels import TEMPLATE, label_prompts
 from mm.data.transforms import ImageTransform, to_pixels
 from mm.errors import OptionError
-from mm.generation import GenerationConfig, generate
+from mm.generation import GenerationConfig
+from mm.generation.speculative import Draft
 from mm.models import Conditioning
 from mm.pipeline.base import ANSWER, CAPTION, Answer, Caption, ImageLike, Pipeline
+from mm.pipeline.ranking import encode_texts, match_texts
+from mm.pipeline.writing import CaptionStream, Shown, Writer
+
+CACHED_NUMBERS = 1 << 20  # in the image tokens that are computed at a time: more fall out of a processor's caches
 
 
 class VisionLanguagePipeline(Pipeline):
@@ -45,10 +50,16 @@ class VisionLanguagePipeline(Pipeline):
         language: str = "en",
         prompt: str | Sequence[str] = "",
         shots: Sequence[tuple[ImageLike, str]] = (),
-        config: GenerationConfig = CAPTION,
+        config: GenerationConfig | None = None,
+        retry: bool | None = None,
+        draft: Pipeline | None = None,
         batch_size: int = 16,
     ) -> list[Caption]:
         self.require("caption", language)
+        retry = config is None if retry is None else retry
+        config = CAPTION if config is None else config
+        self._require_ranking(config)
+        guesser = None if draft is None else self._guesser(draft, language)
         if shots:
             self.require("shots")
         if blank := [number for number, (_, caption) in enumerate(shots, 1) if not caption.strip()]:
@@ -57,15 +68,50 @@ class VisionLanguagePipeline(Pipeline):
         lead = self._lead(language, [caption for _, caption in shots])
         prompts = [[*lead, *ids] for ids in self.tokenizer.encode_captions(texts)]
         shown = [self._seen(pixels) for pixels in self._batches([image for image, _ in shots], batch_size)]
+        writer = Writer(self.model, self.tokenizer, language, len(lead))
         captions: list[Caption] = []
         for pixels in self._batches(images, batch_size):
-            about = self._about_shots(torch.cat(shown), pixels, lead) if shown else self._about(pixels)
+            seen = self._image_tokens(pixels)
+            about = self._about_shots(torch.cat(shown), seen, lead) if shown else self.model.about(seen)
             begun = prompts[len(captions) : len(captions) + len(pixels)]
-            captions += [
-                Caption(text, language, score, complete)
-                for text, score, complete in self._write(about, begun, config, len(lead))
-            ]
+            guess = None if guesser is None else guesser(pixels)
+            captions += writer.captions(Shown(pixels, seen, about, begun, guess), config, retry)
         return captions
+
+    @torch.inference_mode()
+    def stream(
+        self,
+        image: ImageLike,
+        *,
+        language: str = "en",
+        prompt: str = "",
+        config: GenerationConfig = CAPTION,
+    ) -> CaptionStream:
+        self.require("caption", language)
+        self._require_ranking(config)
+        lead = self._lead(language, [])
+        pixels = next(self._batches(image, 1))
+        seen = self._image_tokens(pixels)
+        begun = [*lead, *self.tokenizer.encode_captions([prompt])[0]]
+        writer = Writer(self.model, self.tokenizer, language, len(lead))
+        return writer.stream(Shown(pixels, seen, self.model.about(seen), [begun]), config)
+
+    def _guesser(self, draft: Pipeline, language: str) -> Callable[[Tensor], Draft]:
+        """Gives what makes, of transformed images, a draft of another model that proposes tokens for this one.
+
+        Raises:
+            OptionError: it writes other tokens, or sees images otherwise.
+        """
+        draft.require("caption", language)
+        if not isinstance(draft, VisionLanguagePipeline) or draft.tokenizer.to_json() != self.tokenizer.to_json():
+            raise OptionError(f"draft {draft.name} has another tokenizer than {self.name}; they must be the same")
+        if draft.preprocessing != self.preprocessing:
+            raise OptionError(
+                f"draft {draft.name} sees images as {draft.preprocessing}, {self.name} as {self.preprocessing}; "
+                "they must be the same"
+            )
+        other = draft
+        return lambda pixels: Draft(other.model.decoder, other.model.about(other._image_tokens(pixels)))
 
     def _lead(self, language: str, captions: Sequence[str]) -> list[int]:
         """Gives the tokens in front of a caption's words: before what every caption begins with, those of examples."""
@@ -78,14 +124,20 @@ class VisionLanguagePipeline(Pipeline):
 
     def _seen(self, pixels: Tensor) -> Tensor:
         """Maps transformed images to what the text decoder sees of them."""
-        return self.model.seen_tokens(self.model.image_tokens(to_pixels(pixels)))
+        return self.model.seen_tokens(self._image_tokens(pixels))
 
-    def _about(self, pixels: Tensor) -> Conditioning:
-        return self.model.about(self.model.image_tokens(to_pixels(pixels)))
+    def _image_tokens(self, pixels: Tensor) -> Tensor:
+        """Maps transformed images to (B, P, D) image tokens, on a CPU as many at a time as stay within its caches."""
+        if self.device.type != "cpu":
+            return self.model.image_tokens(to_pixels(pixels).to(next(self.model.vision.parameters()).dtype))
+        first = self.model.image_tokens(to_pixels(pixels[:1]))
+        size = max(1, CACHED_NUMBERS // first.numel())
+        others = [self.model.image_tokens(to_pixels(part)) for part in pixels[1:].split(size) if len(part)]
+        return torch.cat([first, *others])
 
-    def _about_shots(self, shown: Tensor, pixels: Tensor, lead: Sequence[int]) -> Conditioning:
-        """Prepares for each transformed image the (S, P, D) ``shown`` of examples and the image itself."""
-        seen = self._seen(pixels)
+    def _about_shots(self, shown: Tensor, image_tokens: Tensor, lead: Sequence[int]) -> Conditioning:
+        """Prepares for each image the (S, P, D) ``shown`` of examples and the image itself."""
+        seen = self.model.seen_tokens(image_tokens)
         images = torch.cat([shown.expand(len(seen), *shown.shape), seen[:, None]], 1)
         return self.model.about_interleaved(images, torch.tensor([lead], device=self.device).expand(len(seen), -1))
 
@@ -99,37 +151,27 @@ class VisionLanguagePipeline(Pipeline):
         batch_size: int = 16,
     ) -> list[Answer]:
         self.require("ask")
+        self._require_ranking(config)
         texts = _one_for_each("questions", questions, images)
         first = self.tokenizer.languages[self.languages[0]]
+        writer = Writer(self.model, self.tokenizer, self.languages[0])
         answers: list[Answer] = []
         for pixels in self._batches(images, batch_size):
             asked = texts[len(answers) : len(answers) + len(pixels)]
-            about = self.model.about_question(self.model.image_tokens(to_pixels(pixels)), *self._tokens(asked))
-            written = self._write(about, [[first]] * len(asked), config)
+            seen = self._image_tokens(pixels)
+            about = self.model.about_question(seen, *encode_texts(self.model, self.tokenizer, asked))
+            written = writer.captions(Shown(pixels, seen, about, [[first]] * len(asked)), config, retry=False)
             answers += [
-                Answer(text, question, score, complete)
-                for question, (text, score, complete) in zip(asked, written, strict=True)
+                Answer(one.text, question, one.score, one.complete)
+                for question, one in zip(asked, written, strict=True)
             ]
         return answers
 
-    def _write(
-        self, about: Conditioning, prompts: Sequence[Sequence[int]], config: GenerationConfig, lead: int = 1
-    ) -> Iterator[tuple[str, float, bool]]:
-        """Lets the decoder write; gives each text, its mean log-probability and whether it ended by itself.
-
-        The first ``lead`` tokens of each prompt aren't part of its text.
-        """
-        end, fill, marks = self.tokenizer.end, self.tokenizer.padding, self.model.special.image_marks
-        found = generate(self.model.decoder, about, prompts, config, end=end, fill=fill, never=marks)
-        texts = self.tokenizer.decode([one.tokens[lead - 1 :] for one in found])
-        for text, one in zip(texts, found, strict=True):
-            yield text, one.score / max(1, one.generated), one.ended
-
     def _image_vectors(self, pixels: Tensor) -> Tensor:
-        return self.model.image_embedding(self.model.image_tokens(to_pixels(pixels)))
+        return self.model.image_embedding(self._image_tokens(pixels))
 
     def _text_vectors(self, texts: Sequence[str]) -> Tensor:
-        return self.model.text_embedding(*self._tokens(texts))
+        return self.model.text_embedding(*encode_texts(self.model, self.tokenizer, texts))
 
     @torch.inference_mode()
     def classify(
@@ -153,18 +195,12 @@ class VisionLanguagePipeline(Pipeline):
         texts = [texts] if isinstance(texts, str) else texts
         if not texts:
             return np.empty((1 if isinstance(images, ImageLike) else len(images), 0), np.float32)
-        tokens, padding = self._tokens(texts)
+        tokens, padding = encode_texts(self.model, self.tokenizer, texts)
         rows = []
         for pixels in self._batches(images, 16):
-            for image in self.model.image_tokens(to_pixels(pixels)):
-                context = self.model.encoder.keys_values(image[None]).expand(len(texts))
-                rows.append(self.model.match_logits(context, tokens, padding).float().softmax(-1)[:, 1].cpu())
+            for image in self._image_tokens(pixels):
+                rows.append(match_texts(self.model, image, tokens, padding).cpu())
         return torch.stack([*rows]).numpy() if rows else np.empty((0, len(texts)), np.float32)
-
-    def _tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        whole = [self.tokenizer.tidy(text) for text in texts]
-        tokens, padding = self.tokenizer.pad(self.tokenizer.encode(whole, self.model.text_room))
-        return torch.from_numpy(tokens).to(self.device), torch.from_numpy(padding).to(self.device)
 
 
 def _one_for_each(what: str, texts: str | Sequence[str], images: ImageLike | Sequence[ImageLike]) -> list[str]:

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -36,11 +37,19 @@ class Gallery:
         record: the open database.
         model: the model for queries and new images, its name, or None for the one recorded.
         device: where a model runs that is loaded here; None for the GPU if there is one.
+        precision: what it computes in, as for ``mm.load``.
     """
 
-    def __init__(self, record: Record, model: Embedder | str | None = None, device: str | None = None) -> None:
+    def __init__(
+        self,
+        record: Record,
+        model: Embedder | str | None = None,
+        device: str | None = None,
+        precision: str = "auto",
+    ) -> None:
         self._record = record
         self._device = device
+        self._precision = precision
         self._lock = threading.RLock()
         self._model: Embedder | None = None if isinstance(model, str) else model
         self._model_name = model if isinstance(model, str) else None
@@ -56,6 +65,7 @@ class Gallery:
         model: Embedder | str | None = None,
         create: bool = False,
         device: str | None = None,
+        precision: str = "auto",
     ) -> Gallery:
         """Open a gallery.
 
@@ -63,24 +73,26 @@ class Gallery:
             path: its directory.
             model: a loaded model, the name of one, or None for the one that the gallery was built with (as long as
                 there is none, for the default of ``mm.load``). A model is loaded when it is first needed, or at once
-                if its name isn't the recorded one, or if a device is given.
+                if its name isn't the recorded one, or if a device or a precision is given.
             create: make a new gallery when there is none.
             device: where a model that isn't loaded yet runs: ``cpu``, ``cuda``, ...; None for the GPU if there is one.
+            precision: what such a model computes in, as for ``mm.load``.
 
         Raises:
             GalleryError: when there is no gallery, it can't be used, or another model built it.
-            OptionError: when there is no such device.
+            OptionError: when there is no such device, or it doesn't compute in the precision.
             OutputError: when a new one can't be written.
         """
         path = Path(path)
         name = model if isinstance(model, str) else None
-        if create and (name or (model is None and device)) and not (path / RECORD_FILE).exists():
-            model = _load(name, device)  # an unknown name leaves no empty gallery behind
+        given = bool(device) or precision != "auto"
+        if create and (name or (model is None and given)) and not (path / RECORD_FILE).exists():
+            model = _load(name, device, precision)  # an unknown name leaves no empty gallery behind
         record = Record(path, create)
         try:
-            gallery = cls(record, model, device)
+            gallery = cls(record, model, device, precision)
             recorded = gallery.model
-            if device or (name and (recorded is None or recorded.name != name)):
+            if given or (name and (recorded is None or recorded.name != name)):
                 gallery._embedder()
             return gallery
         except BaseException:
@@ -283,7 +295,8 @@ class Gallery:
         if self._model is None:
             recorded = self._record.model()
             try:
-                loaded = _load(self._model_name or (recorded.name if recorded else None), self._device)
+                name = self._model_name or (recorded.name if recorded else None)
+                loaded = _load(name, self._device, self._precision)
             except MMError as error:
                 if self._model_name is not None or recorded is None or isinstance(error, OptionError):
                     raise
@@ -328,11 +341,12 @@ class Gallery:
         return self._index
 
 
-def _load(name: str | None, device: str | None) -> Embedder:
+def _load(name: str | None, device: str | None, precision: str) -> Embedder:
     """Load a model by its name, or the default one; one that embeds."""
     import mm
 
-    model = mm.load(device=device) if name is None else mm.load(name, device)
+    named = mm.load if name is None else partial(mm.load, name)
+    model = named(device=device, precision=precision)
     model.require("embed")
     return model
 

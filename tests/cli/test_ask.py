@@ -58,10 +58,11 @@ def test_json_is_one_object(run_json: RunJson, answering: str, photos: Path) -> 
 
 
 def test_decoding_is_that_of_python_unless_told_otherwise() -> None:
-    from mm.cli import ask, common
+    from mm.cli import ask, decoding
     from mm.pipeline import ANSWER
 
-    assert common.generation_config(ask._options(["a.jpg", QUESTION], "mm ask")) == ANSWER
+    options = ask._options(["a.jpg", QUESTION], "mm ask")
+    assert decoding.generation_config(options, decoding.ANSWER) == ANSWER
 
 
 def test_bad_files_among_good_ones(run: Run, answering: str, photos: Path) -> None:

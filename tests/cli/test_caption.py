@@ -40,12 +40,12 @@ def test_json_is_one_object(run_json, model, photos):
 
 
 def test_decoding_is_that_of_python_unless_told_otherwise():
-    from mm.cli import common
+    from mm.cli import common, decoding
     from mm.pipeline import CAPTION
 
     parser = common.Parser(prog="mm caption")
-    common.add_generation(parser)
-    assert common.generation_config(parser.parse_args([])) == CAPTION
+    decoding.add_generation(parser, decoding.CAPTION)
+    assert decoding.generation_config(parser.parse_args([]), decoding.CAPTION) == CAPTION
 
 
 def test_options_of_decoding_reach_it(run_json, model, photos):

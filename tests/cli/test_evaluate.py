@@ -41,7 +41,7 @@ def test_captioning(run_json, model, shards, tmp_path):
     assert status == 0
     assert figures["images"] == 4
     assert figures["split"] == Manifest.read(shards).digest[:16]
-    assert {"BLEU-4", "ROUGE-L", "CIDEr", "beams"} <= figures.keys()
+    assert {"BLEU-4", "ROUGE-L", "CIDEr", "strategy"} <= figures.keys()
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert rows[0]["references"] == ["a red wall", "red paint"]
 

@@ -201,9 +201,9 @@ def test_a_device_is_used(run, model, photos, tmp_path, monkeypatch):
 
     load, devices = mm.load, []
 
-    def record(name="mm-tiny", device=None):
+    def record(name="mm-tiny", device=None, precision="auto"):
         devices.append(device)
-        return load(name, device)
+        return load(name, device, precision)
 
     monkeypatch.setitem(vars(mm), "load", record)
     gallery = tmp_path / "g"

@@ -36,33 +36,6 @@ def tokens(captions: list[Generated]) -> list[list[int]]:
     return [caption.tokens for caption in captions]
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_cached_equals_uncached(config: GenerationConfig, seed: int) -> None:
-    model, everything = decoder(VOCABULARY, END, seed), list(range(len(PROMPTS)))
-    cached, uncached = (run(model, config, everything, cached) for cached in (True, False))
-    assert tokens(cached) == tokens(uncached)
-    for one, other in zip(cached, uncached, strict=True):
-        assert one.score == pytest.approx(other.score, abs=1e-4)
-
-
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_batch_equals_single(config: GenerationConfig, seed: int) -> None:
-    model, everything = decoder(VOCABULARY, END, seed), list(range(len(PROMPTS)))
-    together = run(model, config, everything)
-    assert tokens(together) == [run(model, config, [i])[0].tokens for i in everything]
-    turned = run(model, config, everything[::-1])
-    assert tokens(turned) == tokens(together)[::-1]
-
-
-def test_captions_of_these_models_differ_in_length() -> None:
-    for config in CONFIGS.values():
-        found = [run(decoder(VOCABULARY, END, seed), config, list(range(len(PROMPTS)))) for seed in range(4)]
-        assert len({caption.generated for captions in found for caption in captions}) > 5
-        assert {caption.ended for captions in found for caption in captions} == {True, False}
-
-
 def likelihood(model: TextTransformer, image: torch.Tensor, prompt: list[int], new: list[int]) -> torch.Tensor:
     """The log-probabilities of new tokens, each from one pass over what precedes it."""
     whole = torch.tensor([[*prompt, *new]])
@@ -70,18 +43,6 @@ def likelihood(model: TextTransformer, image: torch.Tensor, prompt: list[int], n
         hidden = model(whole, context=model.keys_values(image[None]))
         rows = model.logits(hidden)[0].log_softmax(-1)
     return torch.stack([rows[len(prompt) - 1 + i, token] for i, token in enumerate(new)])
-
-
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_score_is_the_log_probability_of_the_caption(config: GenerationConfig) -> None:
-    model = decoder(VOCABULARY, END, 1)
-    images = torch.randn(len(PROMPTS), 9, 24, generator=torch.Generator().manual_seed(7))
-    for number, caption in enumerate(run(model, config, list(range(len(PROMPTS))))):
-        prompt = PROMPTS[number]
-        new = [*caption.tokens[len(prompt) - 1 :], *([END] if caption.ended else [])]
-        assert caption.generated == len(new)
-        expected = float(likelihood(model, images[number], prompt, new).sum())
-        assert caption.score == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize("beams", [1, 3])

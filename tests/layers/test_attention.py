@@ -37,15 +37,6 @@ def test_attention_is_the_formula(context_width: int | None, masked: bool) -> No
     torch.testing.assert_close(layer(x, layer.keys_values(context), mask), by_hand(layer, x, context, mask))
 
 
-def test_beams_of_an_image_share_its_keys_and_values() -> None:
-    torch.manual_seed(0)
-    layer = Attention(16, 4, context_width=12)
-    context, x = torch.randn(2, 7, 12), torch.randn(6, 1, 16)
-    shared = layer(x, layer.keys_values(context))
-    copied = layer(x, layer.keys_values(context.repeat_interleave(3, 0)))
-    torch.testing.assert_close(shared, copied)
-
-
 def test_heads_divide_the_width() -> None:
     with pytest.raises(ValueError, match="10 is not a multiple of 4"):
         Attention(10, 4)

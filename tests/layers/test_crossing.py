@@ -5,9 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from mm.layers import Attention, Crossing, FeedForward
-from mm.models import Context, TextTransformer
+from mm.models import TextTransformer
 from mm.models.presets.gpt2 import gpt2
 from mm.models.presets.llama import llama
+from mm.models.text import Layout
 
 WIDTH = 16
 
@@ -89,17 +90,23 @@ def test_nothing_to_see_at_all() -> None:
         torch.testing.assert_close(given, x + _feed_forward(unit, x))
 
 
-def test_beams_share_what_they_see() -> None:
-    """K consecutive rows look where the row of their image's mask says, as they would one by one."""
-    unit, x = crossing(), torch.randn(6, 5, WIDTH)
-    context, mask = unit.keys_values(torch.randn(2, 7, 12)), torch.rand(2, 1, 5, 7) < 0.4
-    mask[1, :, 2] = False
-    whole = unit(x, context, mask)
-    for row in range(6):
-        image = torch.tensor([row // 3])
-        one = Context([context], mask).rows(image)
-        assert one.layers[0] is not None
-        torch.testing.assert_close(whole[row : row + 1], unit(x[row : row + 1], one.layers[0], one.mask))
+def test_tokens_at_one_place_look_where_the_mask_of_that_place_says() -> None:
+    """Beams of an image are tokens of one row: each sees what it would see as a row of its own."""
+    net = decoder("llama", True)
+    for block in (net.blocks[0], net.blocks[2]):
+        nn.init.constant_(block.crossing.attention_gate, 2.0)
+    trunk, beams = torch.randint(1, 30, (2, 3)), torch.randint(1, 30, (2, 4))
+    mask = torch.rand(2, 1, 4, 6) < 0.4
+    mask[1, :, 3], mask[0, :, 3, :2] = False, True
+    context = net.keys_values(torch.randn(2, 6, 12))._replace(mask=mask)
+    places = torch.tensor([[0, 1, 2, 3, 3, 3, 3]]).expand(2, -1)
+    sees = torch.ones(7, 7, dtype=torch.bool).tril()
+    sees[3:, 3:] = torch.eye(4, dtype=torch.bool)
+    layout = Layout(places, sees.expand(2, -1, -1), places)
+    together = net(torch.cat([trunk, beams], 1), context=context, layout=layout)[:, 3:]
+    for beam in range(4):
+        alone = net(torch.cat([trunk, beams[:, beam : beam + 1]], 1), context=context)
+        torch.testing.assert_close(together[:, beam], alone[:, -1])
 
 
 @pytest.mark.parametrize("cached", [True, False])

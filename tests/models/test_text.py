@@ -6,6 +6,10 @@ from tiny import decoder
 
 from mm.models import TextTransformer
 from mm.models.presets import block
+from mm.models.presets.gpt2 import gpt2
+from mm.models.presets.llama import llama
+from mm.models.presets.t5 import t5
+from mm.models.text import Layout
 
 
 def encoder() -> TextTransformer:
@@ -47,6 +51,48 @@ def test_token_by_token_equals_at_once() -> None:
     cache = model.cache(3, 7)
     parts = [model(tokens[:, i:j], context=context, cache=cache) for i, j in ((0, 2), (2, 3), (3, 7))]
     torch.testing.assert_close(torch.cat(parts, 1), model(tokens, context=context))
+
+
+SIZES = {"vocabulary": 20, "width": 16, "heads": 4, "blocks": 2, "max_tokens": 10}
+POSITIONS = {
+    "learned": lambda: gpt2(**SIZES),
+    "rotary": lambda: llama(**SIZES, hidden=24, key_value_heads=2),
+    "relative": lambda: t5(**SIZES, hidden=24, buckets=4, furthest=8),
+}
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("ahead", [0, 3])
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_tokens_at_one_place_are_as_in_rows_of_their_own(positions: str, ahead: int, cached: bool) -> None:
+    """Three beams behind two tokens they share: two tokens each, one after the other, all in one row."""
+    torch.manual_seed(0)
+    model = POSITIONS[positions]().eval()
+    for value in model.parameters():
+        torch.nn.init.normal_(value, std=0.5)
+    trunk, first, second = (torch.randint(20, (2, count)) for count in (2, 3, 3))
+    prefix = torch.randn(2, ahead, 16) if ahead else None
+    own = torch.eye(3, dtype=torch.bool)
+    sees = torch.zeros(8, 8, dtype=torch.bool)
+    sees[:2, :2] = torch.ones(2, 2, dtype=torch.bool).tril()
+    sees[2:, :2] = True
+    sees[2:5, 2:5], sees[5:, 2:5], sees[5:, 5:] = own, own, own
+    sees, places = sees.expand(2, -1, -1), torch.tensor([[0, 1, 2, 2, 2, 3, 3, 3]]).expand(2, -1)
+    whole = torch.cat([trunk, first, second], 1)
+    cache = model.cache(2, ahead + 8) if cached else None
+    parts = [
+        model(
+            whole[:, start:stop],
+            prefix=prefix,
+            cache=cache,
+            layout=Layout(places[:, start:stop], sees[:, start:stop, :stop], places[:, :stop]),
+        )
+        for start, stop in ([(0, 2), (2, 5), (5, 8)] if cached else [(0, 8)])
+    ]
+    together = torch.cat(parts, 1)
+    for beam in range(3):
+        alone = model(torch.cat([trunk, first[:, beam, None], second[:, beam, None]], 1), prefix=prefix)
+        torch.testing.assert_close(together[:, [0, 1, 2 + beam, 5 + beam]], alone)
 
 
 def test_limits_are_named() -> None:

@@ -296,14 +296,14 @@ def test_from_file_to_text(shots: int, prompt: str, tmp_path: Path) -> None:
         return [caption.text for caption in found]
 
     assert captions(model, 3) == captions(model, 1) == expected
-    saved = tmp_path / "saved"
+    saved, unprepared = tmp_path / "saved", load_model(tmp_path)
     save_directory(
         saved,
-        model.model,
+        unprepared.model,
         model.tokenizer,
         model.architecture,
         "# IDEFICS\n",
-        preprocessing=load_model(tmp_path).preprocessing,
+        preprocessing=unprepared.preprocessing,
         family=model.family,
     )
     again = mm.load(saved)

@@ -227,7 +227,7 @@ def test_the_recorded_model_is_loaded_when_needed(gallery: Gallery, monkeypatch:
 
     loaded: list[str] = []
 
-    def load(name: str, device: str | None = None) -> ColourEmbedder:
+    def load(name: str, device: str | None = None, precision: str = "auto") -> ColourEmbedder:
         loaded.append(name)
         if name != "colours":
             raise GalleryError(f"no model {name}")
@@ -266,7 +266,7 @@ def loading(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
 
     calls: list[tuple[str, str | None]] = []
 
-    def load(name: str = "default", device: str | None = None) -> ColourEmbedder:
+    def load(name: str = "default", device: str | None = None, precision: str = "auto") -> ColourEmbedder:
         calls.append((name, device))
         if device == "abacus":
             raise OptionError("device 'abacus' can't be used")

@@ -1,0 +1,100 @@
+"""``mm bench``: measures mm beside its peers, and what reduced precision costs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jsonargparse import Namespace
+
+from mm.cli import common
+from mm.errors import OptionError, UsageError
+from mm.files import write_whole
+
+if TYPE_CHECKING:
+    from mm.bench.comparison import Timings
+
+ACTIONS = ("caption", "gate")
+
+
+def run(arguments: Sequence[str], program: str) -> int:
+    """Runs ``mm bench caption`` or ``mm bench gate``."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(
+            f"usage: {program} caption [options] | {program} gate --data SHARDS [options]\n\n"
+            "caption  time captioning beside transformers and open_clip on the same random weights\n"
+            "gate     say whether reduced precision keeps the quality of a model's captions\n\n"
+            f"'{program} caption --help' and '{program} gate --help' explain both."
+        )
+        return 0 if arguments else 2
+    if arguments[0] == "gate":
+        from mm.cli import bench_gate
+
+        return bench_gate.run(arguments[1:], f"{program} gate")
+    if arguments[0] != "caption":
+        raise UsageError(f"{program}: no benchmark {arguments[0]!r}; there are {' and '.join(ACTIONS)}")
+    return _caption(arguments[1:], f"{program} caption")
+
+
+def _caption(arguments: Sequence[str], program: str) -> int:
+    options = _options(arguments, program)
+
+    from mm.bench.plot import draw, require_matplotlib
+    from mm.bench.report import figures, tables
+
+    if options.plot is not None:
+        require_matplotlib()
+    found = figures(_measure(options))
+    if options.plot is not None:
+        write_whole(options.plot, draw(found))
+    if options.json:
+        common.print_json(found)
+        return 0
+    for table in tables(found):
+        common.print_table(table.title, table.columns, table.rows)
+    return 0
+
+
+def _options(arguments: Sequence[str], program: str) -> Namespace:
+    parser = common.Parser(
+        prog=program,
+        description="Time captioning of ready pixels with mm and with its peers, in turn, on the same random weights: "
+        "a BLIP-base that sees 384 x 384 pixels and writes 21 tokens. Captions are compared, peak memory is that of "
+        "processes of their own, and times are set beside what the machine allows.",
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="how often each case is timed; the medians count")
+    parser.add_argument("--device", default="cpu", help="where everything runs: cpu or cuda")
+    parser.add_argument("--quick", action="store_true", help="a small model and at most two repeats: a first look")
+    parser.add_argument("--plot", type=Path | None, default=None, help="draw times and curves into this .png")
+    common.add_json(parser)
+    options = common.parse(parser, arguments)
+    if options.repeats < 1:
+        raise OptionError(f"--repeats must be at least 1, not {options.repeats}")
+    if options.plot is not None:
+        common.check_writable(options.plot)
+    return options
+
+
+def _measure(options: Namespace) -> Timings:
+    from mm.bench.checkpoint import write_blip
+    from mm.bench.coca import CASES, compare_coca
+    from mm.bench.comparison import compare, plan, steps
+    from mm.bench.peers import open_clip_problem
+    from mm.pipeline import find_device
+    from mm.progress import progress
+
+    device = find_device(options.device)
+    planned = plan(device, options.repeats, quick=options.quick)
+    problem = open_clip_problem() or ("--quick leaves it out" if options.quick else None)
+    total = steps(planned) + (0 if problem else 2 * len(CASES) * (planned.repeats + 1))
+    with tempfile.TemporaryDirectory(prefix="mm-bench-") as folder, progress("Benchmark", "runs") as update:
+        tick = common.counter(update, total)
+        write_blip(Path(folder), planned.shape)
+        found = compare(planned, Path(folder), tick)
+        if problem:
+            found.skipped["CoCa of open_clip"] = problem
+        else:
+            found.coca.update(compare_coca(Path(folder), device, planned.repeats, tick))
+    return found

@@ -1,0 +1,211 @@
+"""How a vision-language model writes about images: all at once, again where that went wrong, or piece by piece."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mm.data.tokenizer import Tokenizer
+from mm.generation import Generated, GenerationConfig, generate_all, stream
+from mm.generation.degenerate import degenerate
+from mm.generation.sampling import content_seeds
+from mm.generation.speculative import Draft
+from mm.generation.stopping import StopStrings
+from mm.generation.streaming import Pieces
+from mm.models import Conditioning, VisionLanguageModel
+from mm.pipeline.base import Caption, Token
+from mm.pipeline.ranking import rank_by_image
+
+
+class Shown(NamedTuple):
+    """A batch of images as a decoder is to write about them.
+
+    Args:
+        pixels: (B, 3, H, W) uint8.
+        image_tokens: (B, P, D).
+        about: what each text is about.
+        prompts: for each image the tokens its text begins with.
+        draft: a smaller model that proposes tokens; None for none.
+    """
+
+    pixels: Tensor
+    image_tokens: Tensor
+    about: Conditioning
+    prompts: Sequence[Sequence[int]]
+    draft: Draft | None = None
+
+    def of(self, rows: Sequence[int]) -> Shown:
+        """Gives some of the images, without the draft."""
+        chosen = torch.tensor(rows, device=self.pixels.device)
+        prompts = [self.prompts[row] for row in rows]
+        return Shown(self.pixels[chosen], self.image_tokens[chosen], self.about.of(chosen), prompts)
+
+
+class Writer:
+    """Lets a model's decoder write, and makes captions of what it wrote.
+
+    Args:
+        model: with a text decoder.
+        tokenizer: its tokenizer.
+        language: code of the language that is written.
+        lead: tokens of each prompt that aren't part of its text.
+    """
+
+    def __init__(self, model: VisionLanguageModel, tokenizer: Tokenizer, language: str, lead: int = 1) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.language = language
+        self.lead = lead
+
+    def captions(self, shown: Shown, config: GenerationConfig, retry: bool) -> list[Caption]:
+        """Writes about each image; other captions found are the best one's alternatives.
+
+        Args:
+            shown: the images.
+            config: how.
+            retry: write again, in other ways, where a caption is degenerate; one that is so in all of them stays.
+        """
+        captions = self._captions(shown, config)
+        if retry:
+            for other in other_ways(config):
+                bad = [number for number, caption in enumerate(captions) if caption.problem is not None]
+                again = self._captions(shown.of(bad), other) if bad else []
+                for number, caption in zip(bad, again, strict=True):
+                    if caption.problem is None:
+                        captions[number] = replace(caption, retried=captions[number].problem)
+        return captions
+
+    def _captions(self, shown: Shown, config: GenerationConfig) -> list[Caption]:
+        found = generate_all(
+            self.model.decoder,
+            shown.about,
+            shown.prompts,
+            config,
+            end=self.tokenizer.end,
+            fill=self.tokenizer.padding,
+            never=self.model.special.image_marks,
+            text=self.tokenizer,
+            seeds=self._seeds(shown, config),
+            rank=rank_by_image(self.model, self.tokenizer, config, shown.image_tokens, self.lead),
+            draft=shown.draft,
+        )
+        made = iter(
+            self._made([(one, len(p)) for p, some in zip(shown.prompts, found, strict=True) for one in some], config)
+        )
+        captions = []
+        for some in found:
+            best, *others = (next(made) for _ in some)
+            captions.append(replace(best, alternatives=tuple(others)))
+        return captions
+
+    def stream(self, shown: Shown, config: GenerationConfig) -> CaptionStream:
+        """Writes about a single image, and gives the text piece by piece."""
+        return CaptionStream(self._pieces(shown, config))
+
+    def _pieces(self, shown: Shown, config: GenerationConfig) -> Iterator[str | Caption]:
+        prompt = shown.prompts[0]
+        stops = StopStrings(config.stop, self.tokenizer)
+        pieces = Pieces(self.tokenizer, stops)
+        begun = [pieces.push(token) for token in prompt[self.lead :]]
+        yield "".join(begun)
+        tokens = stream(
+            self.model.decoder,
+            shown.about,
+            prompt,
+            config,
+            end=self.tokenizer.end,
+            fill=self.tokenizer.padding,
+            never=self.model.special.image_marks,
+            text=self.tokenizer,
+            seeds=self._seeds(shown, config),
+        )
+        for token in tokens:
+            if isinstance(token, Generated):
+                yield pieces.finish()
+                yield self._made([(token, len(prompt))], config)[0]
+            else:
+                yield pieces.push(token)
+
+    def _seeds(self, shown: Shown, config: GenerationConfig) -> list[int] | None:
+        return content_seeds(config, (image.cpu().numpy().tobytes() for image in shown.pixels))
+
+    def _made(self, found: Sequence[tuple[Generated, int]], config: GenerationConfig) -> list[Caption]:
+        """Makes captions of what was generated behind prompts of so many tokens."""
+        stops = StopStrings(config.stop, self.tokenizer)
+        wholes = self.tokenizer.decode([one.tokens[self.lead - 1 :] for one, _ in found])
+        prompts = self.tokenizer.decode([one.tokens[self.lead - 1 : length - 1] for one, length in found])
+        captions = []
+        for (one, length), whole, prompt in zip(found, wholes, prompts, strict=True):
+            start = len(prompt) if whole.startswith(prompt) else 0
+            text = whole[:start] + stops.cut(whole[start:])
+            complete = one.ended or stops.find(whole[start:]) is not None
+            new = one.tokens[length - 1 :]
+            captions.append(
+                Caption(
+                    text=text.strip(),
+                    language=self.language,
+                    score=one.score / max(1, one.generated),
+                    complete=complete,
+                    log_probability=one.score,
+                    tokens=self._tokens([*new, *([self.tokenizer.end] * one.ended)], one.log_probabilities),
+                    strategy=str(config),
+                    problem=degenerate(text, new, complete, self.language),
+                )
+            )
+        return captions
+
+    def _tokens(self, tokens: Sequence[int], log_probabilities: Sequence[float]) -> tuple[Token, ...]:
+        texts = self.tokenizer.names(tokens)
+        return tuple(Token(text, math.exp(log)) for text, log in zip(texts, log_probabilities, strict=True))
+
+
+class CaptionStream(Iterator[str]):
+    """A caption's text in pieces, as it is written.
+
+    Attributes:
+        caption: the whole of it, once the last piece was given; None before.
+    """
+
+    caption: Caption | None = None
+
+    def __init__(self, pieces: Iterator[str | Caption]) -> None:
+        self._pieces = pieces
+
+    def __next__(self) -> str:
+        for piece in self._pieces:
+            if isinstance(piece, Caption):
+                self.caption = piece
+            elif piece:
+                return piece
+        raise StopIteration
+
+
+def other_ways(config: GenerationConfig) -> list[GenerationConfig]:
+    """Gives other ways to write, for where one ends in a loop: what must or mustn't be said stays as it is.
+
+    First a wider beam search in which nothing is said twice; then, as that is likeliest to be stuck again where the
+    model is, the likeliest of several draws.
+    """
+    kept = {name: getattr(config, name) for name in ("captions", "min_tokens", "max_tokens", "forbidden", "stop")}
+    penalty, ngram = max(1.2, config.repetition_penalty), min(config.no_repeat_ngram or 3, 3)
+    beams = max(5, config.beams, config.captions)
+    beam = GenerationConfig(
+        **kept, beams=beams, repetition_penalty=penalty, no_repeat_ngram=ngram, required=config.required
+    )
+    if config.required:
+        return [beam]
+    draws = GenerationConfig(
+        **kept,
+        strategy="sample",
+        temperature=0.7,
+        top_p=0.9,
+        best_of=max(8, config.captions),
+        no_repeat_ngram=ngram,
+        seed=config.seed,
+    )
+    return [beam, draws]
