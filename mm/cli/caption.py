@@ -2,112 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
 import sys
+import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
 from mm.cli import common, decoding
+from mm.cli.lines import Lines
 from mm.data.samples import Sample, Tally
 from mm.data.shots import read_shots
 from mm.data.sources import count_images, iter_images, resolve_sources
-from mm.errors import MMError, OutputError
-from mm.files import sync_folder
+from mm.errors import OptionError
 
 if TYPE_CHECKING:
-    from mm.pipeline import Caption
+    from torch import Tensor
 
-
-class Lines:
-    """A file of JSON lines, written as ``NAME.part`` until it is complete. The part appears with the first row.
-
-    Args:
-        path: the file, or None to write nothing.
-
-    Raises:
-        OutputError: it can't be written, or the part of an earlier run is in the way.
-    """
-
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-        self._file: BinaryIO | None = None
-        if path is None:
-            return
-        common.check_writable(path)
-        self._part = path.with_name(f"{path.name}.part")
-        try:
-            kept = self._part.exists() and self._part.stat().st_size > 0
-        except OSError as error:
-            raise OutputError(f"{self._part}: can't be written ({error.strerror})") from error
-        if kept:
-            raise OutputError(
-                f"{self._part}: holds what a run that didn't finish has written; rename it to keep it, or remove it"
-            )
-
-    def write(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Appends rows; they are on disk when this returns.
-
-        Raises:
-            MMError: they can't be written; what was written before is kept, and named.
-        """
-        if self.path is None:
-            return
-        file = self._open()
-        end = file.tell()
-        try:
-            file.write(common.json_lines(rows))
-            file.flush()
-            os.fsync(file.fileno())
-        except BaseException as error:
-            self._abandon(end)
-            if not isinstance(error, OSError):
-                raise
-            what = "no space left" if error.errno == errno.ENOSPC else error.strerror
-            kept = f"the finished part is kept in {self._part}" if end else "nothing was finished"
-            raise MMError(f"{self.path}: {what}; {kept}") from error
-
-    def finish(self) -> None:
-        """Gives the file its name.
-
-        Raises:
-            MMError: it can't be completed; what was written is kept, and named.
-        """
-        if self.path is None:
-            return
-        try:
-            self._open().close()
-            self._part.replace(self.path)
-        except OSError as error:
-            raise MMError(f"{self.path}: {error.strerror}; the captions are kept in {self._part}") from error
-        sync_folder(self.path.parent)
-
-    def _open(self) -> BinaryIO:
-        if self._file is None:
-            try:
-                file = self._part.open("ab")
-            except OSError as error:
-                raise MMError(f"{self._part}: can't be written ({error.strerror})") from error
-            if file.tell():
-                file.close()
-                raise MMError(f"{self._part}: another run is writing it; choose another --output")
-            sync_folder(self._part.parent)
-            self._file = file
-        return self._file
-
-    def _abandon(self, end: int) -> None:
-        """Cuts the part off behind its last whole line; one without any is removed."""
-        assert self._file is not None
-        with contextlib.suppress(OSError):
-            self._file.close()
-        with contextlib.suppress(OSError):
-            os.truncate(self._part, end)
-            if not end:
-                self._part.unlink()
+    from mm.generation import GenerationConfig
+    from mm.pipeline import Caption, Pipeline
 
 
 def run(arguments: Sequence[str], program: str) -> int:
@@ -125,33 +40,125 @@ def run(arguments: Sequence[str], program: str) -> int:
     model.require("caption", options.language)
     if shots:
         model.require("shots")
-    tally, rows, total = Tally(), [], count_images(sources)
-    with progress("Captions") as update:
-        images = common.decoded(iter_images(sources), tally, options.max_pixels)
+    draft = None if options.draft is None else mm.load(options.draft, options.device, options.precision)
+    caption = Captioner(model, config, options, shots, draft)
+    tally, rows, total, problems = Tally(), [], count_images(sources), Counter[str]()
+    live = total == 1 and sys.stdout.isatty() and not options.json and caption.can_stream
+    start = time.monotonic()
+    with progress("Captions", shown=not live) as update:
+        images = common.decoded(iter_images(sources), tally, options.max_pixels, model.ready)
         for batch in common.batches(images, options.batch_size):
-            captions = model.caption(
-                [image for _, image in batch],
-                language=options.language,
-                prompt=options.prompt,
-                shots=shots,
-                config=config,
-                batch_size=options.batch_size,
-            )
-            new = [_row(sample, caption) for (sample, _), caption in zip(batch, captions, strict=True)]
-            output.write(new)
-            if options.json:
-                rows += new
-            else:
-                for row in new:
-                    print(f"{row['source']}\t{row['caption']}", flush=True)
+            captions = [caption.live(*batch[0])] if live else caption.all([image for _, image in batch])
+            problems.update(one.problem for one in captions if one.problem is not None)
+            if options.json or options.output:
+                new = [caption.row(sample, one) for (sample, _), one in zip(batch, captions, strict=True)]
+                output.write(new)
+                rows += new if options.json else []
+            if not options.json and not live:
+                for (sample, _), one in zip(batch, captions, strict=True):
+                    _print(sample, one)
             update(tally.seen, total)
     output.finish()
     if options.json:
         figures = {"captions": rows, "used": tally.used, "rejected": tally.rejected}
         common.print_json(figures | {"rejections": common.rejections_json(tally)})
-    if options.output and not options.json:
-        print(f"{options.output}: {tally.used} captions", file=sys.stderr)
+    elif options.output:
+        speed = tally.used / max(1e-9, time.monotonic() - start)
+        print(f"{options.output}: {tally.used} captions, {speed:.1f} images/s", file=sys.stderr)
+    if problems:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in problems.most_common())
+        print(f"degenerate captions: {problems.total()} of {tally.used} ({reasons})", file=sys.stderr)
     return common.report_rejections(tally)
+
+
+class Captioner:
+    """Captions images as the command line says.
+
+    Args:
+        model: what captions.
+        config: how.
+        options: of the command line.
+        shots: images with captions whose example is followed.
+        draft: a model that proposes tokens, or None.
+    """
+
+    def __init__(
+        self,
+        model: Pipeline,
+        config: GenerationConfig,
+        options: Namespace,
+        shots: Sequence[tuple[Any, str]],
+        draft: Pipeline | None,
+    ) -> None:
+        self.model = model
+        self.config = config
+        self.options = options
+        self.shots = shots
+        self.draft = draft
+
+    @property
+    def can_stream(self) -> bool:
+        """Whether a caption can be shown as it is written."""
+        several = max(self.config.captions, self.config.best_of) > 1
+        return not (several or self.shots or self.draft)
+
+    def all(self, images: Sequence[Tensor]) -> list[Caption]:
+        """Captions images that were made ready."""
+        return self.model.caption(
+            images,
+            language=self.options.language,
+            prompt=self.options.prompt,
+            shots=self.shots,
+            config=self.config,
+            retry=self.options.retry,
+            draft=self.draft,
+            batch_size=self.options.batch_size,
+        )
+
+    def live(self, sample: Sample, image: Tensor) -> Caption:
+        """Captions an image, and prints the caption as it is written; another follows where it is degenerate."""
+        pieces = self.model.stream(
+            image, language=self.options.language, prompt=self.options.prompt, config=self.config
+        )
+        print(f"{sample.source}\t", end="", flush=True)
+        for piece in pieces:
+            print(piece, end="", flush=True)
+        print(flush=True)
+        caption = pieces.caption
+        assert caption is not None  # it was written to its end
+        if caption.problem is not None and self.options.retry:
+            (caption,) = self.all([image])
+            if caption.retried is not None:
+                print(f"that {caption.retried}; another try:", file=sys.stderr)
+                _print(sample, caption)
+        return caption
+
+    def row(self, sample: Sample, caption: Caption) -> dict[str, Any]:
+        """Gives what is written of a caption as JSON."""
+        row = {
+            "source": sample.source,
+            "key": sample.key,
+            "caption": caption.text,
+            "language": caption.language,
+            "score": round(caption.score, 4),
+            "log_probability": round(caption.log_probability, 4),
+            "complete": caption.complete,
+            "strategy": caption.strategy,
+            "model": self.model.fingerprint,
+        }
+        row |= {name: value for name in ("problem", "retried") if (value := getattr(caption, name)) is not None}
+        if self.options.tokens:
+            row["tokens"] = [[token.text, round(token.probability, 4)] for token in caption.tokens]
+        if caption.alternatives:
+            row["alternatives"] = [
+                {"caption": other.text, "score": round(other.score, 4)} for other in caption.alternatives
+            ]
+        return row
+
+
+def _print(sample: Sample, caption: Caption) -> None:
+    for one in (caption, *caption.alternatives):
+        print(f"{sample.source}\t{one}", flush=True)
 
 
 def _options(arguments: Sequence[str], program: str) -> Namespace:
@@ -166,22 +173,21 @@ def _options(arguments: Sequence[str], program: str) -> Namespace:
         default=None,
         help='examples to follow, for models that take them: JSON lines {"image": path, "caption": text}',
     )
+    parser.add_argument(
+        "--retry", type=bool, default=True, help="caption again, in other ways, where a caption is degenerate"
+    )
+    parser.add_argument(
+        "--draft", type=str | None, default=None, help="a smaller model that proposes tokens, for greedy and sample"
+    )
     decoding.add_generation(parser, decoding.CAPTION)
     parser.add_argument("--batch_size", type=int, default=16, help="images captioned together")
     parser.add_argument(
         "--output", type=Path | None, default=None, help="write captions here too, one JSON object a line"
     )
+    parser.add_argument("--tokens", action="store_true", help="write each token's probability too")
     common.add_max_pixels(parser)
     common.add_json(parser)
-    return common.parse(parser, arguments)
-
-
-def _row(sample: Sample, caption: Caption) -> dict[str, Any]:
-    return {
-        "source": sample.source,
-        "key": sample.key,
-        "caption": caption.text,
-        "language": caption.language,
-        "score": round(caption.score, 4),
-        "complete": caption.complete,
-    }
+    options = common.parse(parser, arguments)
+    if options.tokens and not (options.output or options.json):
+        raise OptionError("--tokens acts with --output or --json alone; give one of them too")
+    return options

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 
 from mm.cli import common, decoding
-from mm.cli.caption import Lines
+from mm.cli.lines import Lines
 from mm.data.lines import TextLine, count_lines, read_lines
 from mm.data.samples import Tally
 from mm.errors import UsageError

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mm.errors import OptionError
+from mm.generation.accepting import STREAMS
 from mm.generation.beam import BeamSearch
 from mm.generation.config import GenerationConfig
 from mm.generation.constrained import ConstrainedBeamSearch
@@ -18,7 +19,7 @@ from mm.generation.follow import follow, likeliest
 from mm.generation.ranking import Rank, best, rank_of
 from mm.generation.rules import Rules
 from mm.generation.sampling import Sampler, draw
-from mm.generation.speculative import STREAMS, Draft, Speculation, SpeculativeDecoding, check_draft
+from mm.generation.speculative import Draft, Speculation, SpeculativeDecoding, check_draft
 from mm.generation.stopping import StopStrings
 from mm.generation.text import Text
 from mm.generation.written import Task, Written
@@ -44,6 +45,11 @@ class Generated(NamedTuple):
     def generated(self) -> int:
         """How many tokens were generated, the end token included."""
         return len(self.log_probabilities)
+
+    @property
+    def begun(self) -> int:
+        """How many of the tokens are the prompt's."""
+        return len(self.tokens) + self.ended - self.generated
 
     @property
     def score(self) -> float:
@@ -141,9 +147,7 @@ def generate_all(
     if config.way == "beam":
         _beam_search(task, written, text).run()
     elif draft is not None:
-        guessed = SpeculativeDecoding(task, draft, written).run()
-        found = _captions(prompts, written, end)
-        return [[one._replace(speculation=how)] for (one,), how in zip(found, guessed, strict=True)]
+        return _guided(SpeculativeDecoding(task, draft, written), prompts)
     else:
         for _ in _steps(task, written):
             pass
@@ -167,8 +171,8 @@ def stream(
 
     ``generate_all`` says what the arguments are, ``prompt`` being that of the one image.
 
-    Yields:
-        Tokens, and at last the caption.
+    Returns:
+        The tokens, to iterate over, and at last the caption.
 
     Raises:
         OptionError: as there, or several captions are asked for.
@@ -192,25 +196,45 @@ def stream(
         cached=True,
     )
     written = Written(1, 1, config, fill, task.prompts.device)
+    certain = _certain(_beam_search(task, written, text)) if config.way == "beam" else _chosen(task, written)
+    return _streamed(certain, prompt, written, end)
+
+
+@torch.inference_mode()
+def _streamed(
+    certain: Iterator[list[int]], prompt: Sequence[int], written: Written, end: int
+) -> Iterator[int | Generated]:
+    """Gives single tokens of those that are certain, then the others, and the caption."""
     given = 0
-    if config.way == "beam":
-        search = _beam_search(task, written, text)
-        for _ in search.steps():
-            certain = search.certain()
-            yield from _without(certain[given:], end)
-            given = max(given, len(certain))
-    else:
-        for given in _steps(task, written):
-            if int(written.lengths[0, 0]) < given:
-                break  # it has ended; an accelerator isn't asked at every step
-            yield from _without(written.tokens[0, 0, given - 1 : given].tolist(), end)
+    for tokens in certain:
+        yield from (token for token in tokens if token != end)
+        given += len(tokens)
     caption = _captions([prompt], written, end)[0][0]
     yield from caption.tokens[len(prompt) - 1 + given :]
     yield caption
 
 
-def _without(tokens: Sequence[int], end: int) -> list[int]:
-    return [token for token in tokens if token != end]
+def _certain(search: BeamSearch) -> Iterator[list[int]]:
+    """Searches, and gives the tokens of one image's caption that have become certain."""
+    given = 0
+    for _ in search.steps():
+        certain = search.certain()
+        yield certain[given:]
+        given = max(given, len(certain))
+
+
+def _chosen(task: Task, written: Written) -> Iterator[list[int]]:
+    """Writes one image's caption, and gives each token of it."""
+    for count in _steps(task, written):
+        if int(written.lengths[0, 0]) < count:
+            break  # it has ended; an accelerator isn't asked at every step
+        yield written.tokens[0, 0, count - 1 : count].tolist()
+
+
+def _guided(decoding: SpeculativeDecoding, prompts: Sequence[Sequence[int]]) -> list[list[Generated]]:
+    guessed = decoding.run()
+    found = _captions(prompts, decoding.written, decoding.task.end)
+    return [[one._replace(speculation=how)] for (one,), how in zip(found, guessed, strict=True)]
 
 
 def _beam_search(task: Task, written: Written, text: Text | None) -> BeamSearch:

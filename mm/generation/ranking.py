@@ -28,7 +28,7 @@ def by_consensus(found: Sequence[Sequence[Generated]]) -> list[list[float]]:
     for the model's distribution, and the best is the one most like them all. One that is there several times counts as
     often.
     """
-    return [_agreement([_ngrams(_new(caption)) for caption in captions]) for captions in found]
+    return [_agreement([_ngrams(caption.tokens[caption.begun :]) for caption in captions]) for captions in found]
 
 
 RANKS: dict[str, Rank] = {"likelihood": by_likelihood, "consensus": by_consensus}
@@ -70,11 +70,6 @@ def best(found: Sequence[Sequence[Generated]], rank: Rank | None, count: int) ->
         order = sorted(range(len(captions)), key=lambda place: -scores[place])
         ordered.append([captions[place] for place in order[:count]])
     return ordered
-
-
-def _new(caption: Generated) -> list[int]:
-    """Gives the tokens behind the prompt, without the end token."""
-    return caption.tokens[len(caption.tokens) + caption.ended - caption.generated :]
 
 
 def _ngrams(tokens: Sequence[int]) -> list[Counter[tuple[int, ...]]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mm.errors import OptionError
-from mm.generation.text import Text, opening_characters, settled_characters, settled_tokens
+from mm.generation.text import Text, opening_characters, settled_characters, settled_tokens, shared_characters
 
 
 class StopStrings:
@@ -80,3 +80,26 @@ class StopStrings:
         """Cuts a text where its first stop string begins, and white space before that."""
         place = self.find(text)
         return text if place is None else text[:place].rstrip()
+
+    def end(self, text: str, prompt: str = "") -> tuple[str, bool]:
+        """Cuts a text where its first stop string behind the prompt begins, and says whether there is one.
+
+        Args:
+            text: the whole text.
+            prompt: the text of the tokens it begins with, which may read differently where others follow.
+        """
+        start = shared_characters(text, prompt)
+        return (text[:start] + self.cut(text[start:])).strip(), self.find(text[start:]) is not None
+
+    def decode(
+        self, rows: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]] | None = None
+    ) -> list[tuple[str, bool]]:
+        """Turns rows of tokens into texts, each ended as ``end`` does.
+
+        Args:
+            rows: ids of each text, the prompt's included.
+            prompts: ids that each of them begins with; None for none.
+        """
+        texts = self._text.decode(rows)
+        begun = [""] * len(texts) if prompts is None else self._text.decode(prompts)
+        return [self.end(text, prompt) for text, prompt in zip(texts, begun, strict=True)]

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 from mm.generation.stopping import StopStrings
-from mm.generation.text import Text, opening_characters, settled_characters, settled_tokens
+from mm.generation.text import Text, opening_characters, settled_characters, settled_tokens, shared_characters
 
 
 class Pieces:
     """Turns tokens into text as they come, and gives each part of the text as soon as nothing can change it.
 
-    All pieces together are what ``StopStrings.cut`` leaves of the text of all tokens. The last few tokens are decoded
+    All pieces together are what ``StopStrings.end`` leaves of the text of all tokens. The last few tokens are decoded
     again with each new one, for how a token reads can depend on those before it; the cost is linear in the tokens.
 
     Args:
         text: the tokenizer.
         stops: strings that end the text; None for none.
+        prompt: what the text begins with; stop strings in it don't end the text.
     """
 
-    def __init__(self, text: Text, stops: StopStrings | None = None) -> None:
+    def __init__(self, text: Text, stops: StopStrings | None = None, prompt: str = "") -> None:
         self._text = text
         self._stops = StopStrings((), text) if stops is None else stops
         self._tokens: list[int] = []  # that are decoded again
         self._next = 0  # place in them where the tokens begin that are enough to go on from
         self._read = 0  # characters of their text that were read
         self._kept = ""  # what was read, but not given
+        self._prompt = prompt  # what is left of it to be read
+        self._spared = 0  # characters of what is kept that are the prompt's
         self._stopped = False
 
     def push(self, token: int) -> str:
@@ -31,7 +34,7 @@ class Pieces:
         if self._stopped:
             return ""
         self._tokens.append(token)
-        self._kept += self._settled()
+        self._keep(self._settled())
         return self._certain()
 
     def finish(self) -> str:
@@ -39,7 +42,15 @@ class Pieces:
         if self._stopped:
             return ""
         self._stopped = True
-        return self._stops.cut(self._kept + self._text.decode([self._tokens])[0][self._read :])
+        self._keep(self._text.decode([self._tokens])[0][self._read :])
+        return (self._kept[: self._spared] + self._stops.cut(self._kept[self._spared :])).rstrip()
+
+    def _keep(self, new: str) -> None:
+        """Takes characters that were read; those of the prompt are counted, as far as the text begins with it."""
+        count = shared_characters(self._prompt, new)
+        self._kept += new
+        self._spared += count
+        self._prompt = self._prompt[count:] if count == len(new) else ""
 
     def _settled(self) -> str:
         """Reads on in the text, as far as later tokens can't change it."""
@@ -54,9 +65,10 @@ class Pieces:
 
     def _certain(self) -> str:
         """Gives what was read up to white space and stop strings at its end, or whole up to a stop string."""
-        begun, stop = self._stops.begun(self._kept), self._stops.find(self._kept)
+        behind = self._kept[self._spared :]
+        begun, stop = self._stops.begun(behind), self._stops.find(behind)
         if stop is not None and stop <= begun:
             self._stopped, begun = True, stop
-        certain = self._kept[:begun].rstrip()
-        self._kept = self._kept[len(certain) :]
+        certain = self._kept[: self._spared + begun].rstrip()
+        self._kept, self._spared = self._kept[len(certain) :], max(0, self._spared - len(certain))
         return certain

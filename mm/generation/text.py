@@ -56,6 +56,12 @@ def opening_characters(text: Text, tokens: Sequence[int]) -> int:
     return len(next(filter(None, alone), ""))
 
 
+def shared_characters(one: str, other: str) -> int:
+    """Counts the characters that two texts both begin with."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
 def words(text: str) -> list[str]:
     """Divides a text, without regard to case, into words, single Chinese characters and single marks."""
     found: list[str] = []

@@ -181,7 +181,7 @@ class Pipeline(ABC):
             retry: decode a degenerate caption again in other ways, and give what comes of it, if that is better; None
                 for only where there is no ``config``.
             draft: a smaller model that proposes tokens, for greedy search and sampling (arXiv:2211.17192). It changes
-                speed, not what is found.
+                speed, not what greedy search finds nor how probably each caption is sampled.
             batch_size: images captioned together. It changes speed, not captions.
 
         Returns:

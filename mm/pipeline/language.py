@@ -15,6 +15,7 @@ from mm.checkpoints.directory import Loaded
 from mm.errors import CapabilityError, OptionError
 from mm.generation import Generated, GenerationConfig, generate
 from mm.generation.sampling import content_seeds
+from mm.generation.stopping import StopStrings
 from mm.pipeline.base import TRANSLATION, Pipeline
 
 
@@ -26,7 +27,7 @@ class Translation:
         text: the translation.
         language: code of its language.
         score: mean log-probability of its tokens: nearer to 0 is surer.
-        complete: whether it ended by itself, not at the length limit.
+        complete: whether it ended by itself or at a stop string, not at the length limit.
         whole: whether all of the text was read, or only as much as the model can read.
     """
 
@@ -121,12 +122,14 @@ class LanguagePipeline(Pipeline):
                 config,
                 end=self.tokenizer.end,
                 fill=self.tokenizer.padding,
+                text=self.tokenizer,
                 seeds=None if seeds is None else seeds[len(found) : len(found) + len(tokens)],
             )
-        written = self.tokenizer.decode([one.tokens[len(lead) - 1 :] for one in found])
+        stops = StopStrings(config.stop, self.tokenizer)
+        written = stops.decode([one.tokens[len(lead) - 1 :] for one in found])
         return [
-            Translation(text, language, one.score / max(1, one.generated), one.ended, all_read)
-            for text, one, all_read in zip(written, found, whole, strict=True)
+            Translation(text, language, one.score / max(1, one.generated), one.ended or stopped, all_read)
+            for (text, stopped), one, all_read in zip(written, found, whole, strict=True)
         ]
 
     def _sources(

@@ -10,6 +10,7 @@ from torch import Tensor
 from mm.data.tokenizer import Tokenizer
 from mm.generation import Generated, GenerationConfig
 from mm.generation.ranking import Rank
+from mm.generation.stopping import StopStrings
 from mm.models import VisionLanguageModel
 
 
@@ -59,11 +60,16 @@ def rank_by_image(
     if score is None:
         return None
 
+    stops = StopStrings(config.stop, tokenizer)
+
     def rank(found: Sequence[Sequence[Generated]]) -> list[list[float]]:
-        texts = [tokenizer.decode([one.tokens[lead - 1 :] for one in captions]) for captions in found]
-        return [
-            score(model, image, *encode_texts(model, tokenizer, some)).tolist()
-            for image, some in zip(image_tokens, texts, strict=True)
-        ]
+        scores = []
+        for image, captions in zip(image_tokens, found, strict=True):
+            rows, prompts = zip(
+                *((one.tokens[lead - 1 :], one.tokens[lead - 1 : one.begun]) for one in captions), strict=True
+            )
+            texts = [text for text, _ in stops.decode(rows, prompts)]
+            scores.append(score(model, image, *encode_texts(model, tokenizer, texts)).tolist())
+        return scores
 
     return rank

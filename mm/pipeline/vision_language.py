@@ -103,7 +103,11 @@ class VisionLanguagePipeline(Pipeline):
             OptionError: it writes other tokens, or sees images otherwise.
         """
         draft.require("caption", language)
-        if not isinstance(draft, VisionLanguagePipeline) or draft.tokenizer.to_json() != self.tokenizer.to_json():
+        if (
+            not isinstance(draft, VisionLanguagePipeline)
+            or draft.tokenizer.to_json() != self.tokenizer.to_json()
+            or draft.tokenizer.special != self.tokenizer.special
+        ):
             raise OptionError(f"draft {draft.name} has another tokenizer than {self.name}; they must be the same")
         if draft.preprocessing != self.preprocessing:
             raise OptionError(

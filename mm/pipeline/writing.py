@@ -94,9 +94,7 @@ class Writer:
             rank=rank_by_image(self.model, self.tokenizer, config, shown.image_tokens, self.lead),
             draft=shown.draft,
         )
-        made = iter(
-            self._made([(one, len(p)) for p, some in zip(shown.prompts, found, strict=True) for one in some], config)
-        )
+        made = iter(self._made([one for some in found for one in some], config))
         captions = []
         for some in found:
             best, *others = (next(made) for _ in some)
@@ -105,14 +103,7 @@ class Writer:
 
     def stream(self, shown: Shown, config: GenerationConfig) -> CaptionStream:
         """Writes about a single image, and gives the text piece by piece."""
-        return CaptionStream(self._pieces(shown, config))
-
-    def _pieces(self, shown: Shown, config: GenerationConfig) -> Iterator[str | Caption]:
         prompt = shown.prompts[0]
-        stops = StopStrings(config.stop, self.tokenizer)
-        pieces = Pieces(self.tokenizer, stops)
-        begun = [pieces.push(token) for token in prompt[self.lead :]]
-        yield "".join(begun)
         tokens = stream(
             self.model.decoder,
             shown.about,
@@ -124,30 +115,37 @@ class Writer:
             text=self.tokenizer,
             seeds=self._seeds(shown, config),
         )
+        return CaptionStream(self._pieces(tokens, prompt[self.lead :], config))
+
+    def _pieces(
+        self, tokens: Iterator[int | Generated], prompt: Sequence[int], config: GenerationConfig
+    ) -> Iterator[str | Caption]:
+        """Turns a prompt and the tokens behind it into pieces of text, and the caption at last."""
+        stops = StopStrings(config.stop, self.tokenizer)
+        pieces = Pieces(self.tokenizer, stops, self.tokenizer.decode([prompt])[0])
+        yield "".join([pieces.push(token) for token in prompt])
         for token in tokens:
             if isinstance(token, Generated):
                 yield pieces.finish()
-                yield self._made([(token, len(prompt))], config)[0]
+                yield self._made([token], config)[0]
             else:
                 yield pieces.push(token)
 
     def _seeds(self, shown: Shown, config: GenerationConfig) -> list[int] | None:
         return content_seeds(config, (image.cpu().numpy().tobytes() for image in shown.pixels))
 
-    def _made(self, found: Sequence[tuple[Generated, int]], config: GenerationConfig) -> list[Caption]:
-        """Makes captions of what was generated behind prompts of so many tokens."""
+    def _made(self, found: Sequence[Generated], config: GenerationConfig) -> list[Caption]:
+        """Makes captions of what was generated."""
         stops = StopStrings(config.stop, self.tokenizer)
-        wholes = self.tokenizer.decode([one.tokens[self.lead - 1 :] for one, _ in found])
-        prompts = self.tokenizer.decode([one.tokens[self.lead - 1 : length - 1] for one, length in found])
+        rows = [one.tokens[self.lead - 1 :] for one in found]
+        prompts = [one.tokens[self.lead - 1 : one.begun] for one in found]
         captions = []
-        for (one, length), whole, prompt in zip(found, wholes, prompts, strict=True):
-            start = len(prompt) if whole.startswith(prompt) else 0
-            text = whole[:start] + stops.cut(whole[start:])
-            complete = one.ended or stops.find(whole[start:]) is not None
-            new = one.tokens[length - 1 :]
+        for one, (text, stopped) in zip(found, stops.decode(rows, prompts), strict=True):
+            complete = one.ended or stopped
+            new = one.tokens[one.begun :]
             captions.append(
                 Caption(
-                    text=text.strip(),
+                    text=text,
                     language=self.language,
                     score=one.score / max(1, one.generated),
                     complete=complete,

@@ -14,9 +14,12 @@ from mm.data.texts import NOTHING
 from mm.data.tokenizer import Tokenizer
 from mm.errors import OptionError
 from mm.generation import GenerationConfig, generate
+from mm.generation.sampling import content_seeds
+from mm.generation.stopping import StopStrings
 from mm.metrics.captioning import score_captions
 from mm.metrics.tokenize import LANGUAGES
 from mm.models import Conditioning, LanguageModel
+from mm.training.validation import check_ranking
 
 SHOWN = 20
 
@@ -30,7 +33,7 @@ class TextValidation:
         generation: how texts are decoded.
 
     Raises:
-        OptionError: no text is to be translated.
+        OptionError: no text is to be translated, or texts can't be ranked as the options say.
     """
 
     translations: int = 200
@@ -39,6 +42,7 @@ class TextValidation:
     def __post_init__(self) -> None:
         if self.translations < 1:
             raise OptionError(f"validation.translations must be at least 1, not {self.translations}")
+        check_ranking(self.generation)
 
 
 def predict(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -137,15 +141,19 @@ class LanguageRun:
         if not prompts:
             return []
         assert self.model.decoder is not None
+        config = self.validation.generation
         found = generate(
             self.model.decoder,
             about_texts(self.model, batch, some),
             prompts,
-            self.validation.generation,
+            config,
             end=self.tokenizer.end,
             fill=self.tokenizer.padding,
+            text=self.tokenizer,
+            seeds=content_seeds(config, (text.encode("utf-8", "replace") for text in batch["texts"][some])),
         )
-        return self.tokenizer.decode([text.tokens for text in found])
+        stops = StopStrings(config.stop, self.tokenizer)
+        return [text for text, _ in stops.decode([one.tokens for one in found], [prompt[1:] for prompt in prompts])]
 
     def metrics(self) -> dict[str, float]:
         """Computes loss, perplexity and accuracy of what was asked for; BLEU and CIDEr of English or Chinese texts."""

@@ -14,6 +14,9 @@ from torch import Tensor
 from mm.data.tokenizer import Tokenizer
 from mm.errors import OptionError
 from mm.generation import GenerationConfig, generate
+from mm.generation.ranking import RANKS
+from mm.generation.sampling import content_seeds
+from mm.generation.stopping import StopStrings
 from mm.metrics.captioning import score_captions
 from mm.metrics.retrieval import retrieval_metrics
 from mm.models import VisionLanguageModel
@@ -32,7 +35,7 @@ class Validation:
         generation: how captions are decoded.
 
     Raises:
-        OptionError: no image is to be captioned.
+        OptionError: no image is to be captioned, or captions can't be ranked as the options say.
     """
 
     language: str = "en"
@@ -42,6 +45,19 @@ class Validation:
     def __post_init__(self) -> None:
         if self.caption_images < 1:
             raise OptionError(f"validation.caption_images must be at least 1, not {self.caption_images}")
+        check_ranking(self.generation)
+
+
+def check_ranking(config: GenerationConfig) -> None:
+    """Refuses options of decoding that rank what is found by a look at the images, which validation doesn't take.
+
+    Raises:
+        OptionError: they do.
+    """
+    if config.rank_by not in RANKS:
+        raise OptionError(
+            f"validation.generation.rank_by {config.rank_by} doesn't act in validation; choose {' or '.join(RANKS)}"
+        )
 
 
 class ValidationRun:
@@ -91,7 +107,7 @@ class ValidationRun:
         if self.embeds:
             self.images.append(self.model.image_embedding(tokens).float().cpu())
         count = max(0, min(len(keys), self.caption_images - len(self.captions))) if self.writes else 0
-        texts = self._caption(tokens[:count]) if count else []
+        texts = self._caption(tokens[:count], pixels[:count]) if count else []
         for key, text, image in zip(keys, texts, pixels, strict=False):
             self.captions[key] = text
             if len(self.photos) < self.pictures:
@@ -103,7 +119,7 @@ class ValidationRun:
         if self.embeds:
             self.texts.append(self._embed(texts))
 
-    def _caption(self, tokens: Tensor) -> list[str]:
+    def _caption(self, tokens: Tensor, pixels: Tensor) -> list[str]:
         language = torch.full((len(tokens),), self.tokenizer.languages[self.language])
         found = generate(
             self.model.decoder,
@@ -113,8 +129,11 @@ class ValidationRun:
             end=self.tokenizer.end,
             fill=self.tokenizer.padding,
             never=self.model.special.image_marks,
+            text=self.tokenizer,
+            seeds=content_seeds(self.config, (image.float().cpu().numpy().tobytes() for image in pixels)),
         )
-        return self.tokenizer.decode([caption.tokens for caption in found])
+        stops = StopStrings(self.config.stop, self.tokenizer)
+        return [text for text, _ in stops.decode([caption.tokens for caption in found])]
 
     def metrics(self) -> dict[str, float]:
         """Computes BLEU, CIDEr and R@k of what was collected; empty without images that have captions."""

@@ -6,7 +6,7 @@ import sys
 import pytest
 from PIL import Image
 
-from mm.cli.caption import Lines
+from mm.cli.lines import Lines
 from mm.errors import MMError, OutputError
 
 
@@ -99,13 +99,21 @@ def test_a_damaged_shard_gives_what_it_has(run, model, shards):
         (["{photos}", "--model", "open_clip:NoSuchModel/tag"], "NoSuchModel"),
         (["{photos}", "--batch_size", "0"], "--batch_size must be at least 1, not 0"),
         (["{photos}", "--max_pixels", "-1"], "--max_pixels must be at least 1, not -1"),
+        (["{photos}", "--beams", "3", "--strategy", "greedy"], "beams 3 doesn't act in strategy greedy"),
+        (["{photos}", "--strategy", "sample", "--groups", "2"], "groups 2 doesn't act in strategy sample"),
+        (["{photos}", "--required", "cat", "--forbidden", "cat"], "required and forbidden both have 'cat'"),
+        (["{photos}", "--rank_by", "match"], "rank_by match acts with best_of alone"),
+        (["{photos}", "--captions", "4"], "captions 4 are more than beams 3"),
+        (["{photos}", "--draft", "{model}"], "draft doesn't act in strategy beam"),
+        (["{photos}", "--draft_tokens", "3", "--strategy", "greedy"], "draft_tokens 3 acts with a draft alone"),
+        (["{photos}", "--stop", "\ufffd"], "is never in the texts of this model"),
         (["{photos}", "--output", "{photos}"], "photos"),
         (["{empty}"], "empty"),
     ],
 )
 def test_wrong_use_is_one_line_before_any_work(run, model, photos, tmp_path, arguments, culprit):
     (tmp_path / "empty").mkdir()
-    filled = [a.format(photos=photos, empty=tmp_path / "empty") for a in arguments]
+    filled = [a.format(photos=photos, empty=tmp_path / "empty", model=model) for a in arguments]
     if "--model" not in filled:
         filled += ["--model", model]
     if "--output" not in filled:
@@ -203,18 +211,18 @@ def test_nothing_usable_leaves_no_captions_of_an_earlier_run(run, model, photos,
 
 
 def test_images_are_captioned_together_as_told(run, model, photos, monkeypatch):
-    from mm.pipeline import vision_language as pipeline
+    from mm.pipeline import writing
 
-    sizes, generate = [], pipeline.generate
+    sizes, generate = [], writing.generate_all
 
-    def spy(decoder, tokens, prompts, *arguments, **options):
+    def spy(decoder, about, prompts, *arguments, **options):
         sizes.append(len(prompts))
-        return generate(decoder, tokens, prompts, *arguments, **options)
+        return generate(decoder, about, prompts, *arguments, **options)
 
-    monkeypatch.setattr(pipeline, "generate", spy)
+    monkeypatch.setattr(writing, "generate_all", spy)
     for number in range(16):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(photos / f"{number}.png")
-    options = ("--max_tokens", 2, "--beams", 1)
+    options = ("--max_tokens", 2, "--beams", 1, "--retry", "false")
     assert run("caption", photos, "--model", model, "--batch_size", 20, *options)[0] == 0
     assert sizes == [20]
 

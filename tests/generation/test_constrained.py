@@ -164,6 +164,7 @@ def test_beams_are_shared_between_banks() -> None:
     sums = torch.tensor([[-1.0, -2.0, -3.0, -4.0, -5.0, -torch.inf]])
     banks = torch.tensor([[2, 2, 2, 0, 2, 1]])
     assert in_turn(sums, banks, 3).tolist() == [[3, 0, 1, 2, 4, 5]]
+    assert in_turn(sums, torch.tensor([[1, 0, 1, 0, 1, 1]]), 2).tolist() == [[1, 0, 3, 2, 4, 5]]
     assert in_turn(sums, torch.zeros_like(banks), 3).tolist() == [[0, 1, 2, 3, 4, 5]]
 
 

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from mm.errors import OptionError
 from mm.generation import Generated, GenerationConfig, generate
+from mm.generation.accepting import Drawn
 from mm.generation.rules import Rules
 from mm.generation.sampling import Sampler, invert
-from mm.generation.speculative import Draft, Drawn, Speculation
+from mm.generation.speculative import Draft, Speculation, SpeculativeDecoding
 from mm.models import Conditioning, TextTransformer
 
 CONFIGS = {
@@ -206,6 +207,33 @@ def test_what_was_guessed_is_counted() -> None:
             assert guess is not None and guess.accepted + guess.rounds + 1 >= caption.generated > guess.accepted
         accepted.append(sum(guess.accepted for guess in known if guess) / sum(guess.rounds for guess in known if guess))
     assert config.draft_tokens > accepted[0] > accepted[1] > accepted[2]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_draft_goes_on_from_what_was_accepted(monkeypatch: pytest.MonkeyPatch, cached: bool) -> None:
+    model, draft = decoder(VOCABULARY, END, 0), near(decoder(VOCABULARY, END, 0), 0.15)
+    asked: list[tuple[list[int], list[int]]] = []
+    propose = SpeculativeDecoding._propose
+
+    def spy(decoding: SpeculativeDecoding, unread: Tensor) -> Tensor:
+        rows = decoding.rows
+        row = rows.tokens[0, : rows.start + int(rows.lengths)].tolist()
+        proposed = propose(decoding, unread)
+        asked.append((row, proposed[0].tolist()))
+        return proposed
+
+    monkeypatch.setattr(SpeculativeDecoding, "_propose", spy)
+    config = GenerationConfig(max_tokens=20, min_tokens=0, draft_tokens=3)
+    for image in range(len(PROMPTS)):
+        run(model, config, draft, [image], cached)
+        assert asked
+        for row, proposed in asked:
+            seen = about(draft, IMAGES[[image]])
+            plain = GenerationConfig(max_tokens=3, min_tokens=0)
+            (alone,) = generate(draft, seen, [row], plain, end=END, fill=FILL)
+            new = [*alone.tokens[len(row) - 1 :], *([END] if alone.ended else [])]
+            assert proposed[: len(new)] == new
+        asked.clear()
 
 
 @pytest.mark.parametrize("cached", [True, False])
