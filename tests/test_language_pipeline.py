@@ -158,6 +158,19 @@ def test_sampled_translations_depend_on_the_text_and_the_seed_alone(tmp_path: Pa
             model.translate(TEXTS, config=replace(config, best_of=2, rank_by=rank_by))
 
 
+def test_translations_heed_options_that_are_texts(tmp_path: Path) -> None:
+    bart(tmp_path)
+    model = loaded(tmp_path)
+    for text, whole in zip(TEXTS, model.translate(TEXTS, config=DECODING), strict=True):
+        (cut,) = model.translate(text, config=replace(DECODING, stop="r"))
+        assert cut.text == whole.text[: whole.text.index("r")].strip() and cut.complete
+        (without,) = model.translate(text, config=replace(DECODING, forbidden="r"))
+        assert "r" not in without.text
+        (also,) = model.translate(text, config=replace(DECODING, beams=4, required="snow"))
+        assert "snow" in also.text
+    assert not all(one.complete for one in model.translate(TEXTS, config=DECODING))
+
+
 @pytest.mark.parametrize("row", TRANSLATORS)
 def test_translations_equal_those_of_the_reference(row: str, tmp_path: Path) -> None:
     reference, words = TRANSLATORS[row](tmp_path)

@@ -31,6 +31,19 @@ def test_nothing_is_written_elsewhere(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("shown", [True, False])
+def test_what_is_printed_goes_where_it_belongs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shown: bool
+) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    with progress("Counting", shown=shown) as update:
+        print("one, ", end="", flush=True)
+        update(1, 1)
+        assert capsys.readouterr().out == "one, "
+    assert ("Counting" in sys.stderr.getvalue()) == shown  # type: ignore[attr-defined]
+
+
 def test_an_unknown_total_can_become_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setenv("TERM", "xterm")

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from mm.checkpoints.weights import FLOATING, Weights, read_json
 from mm.errors import CheckpointError
 from mm.models import Parts, TextParts
+from mm.models.precision import Preparation
 
 
 @dataclass(frozen=True)
@@ -262,8 +263,16 @@ def _misfit(name: str, target: Tensor, source: Source, weights: Weights) -> str 
     return None
 
 
-def load_converted(module: nn.Module, converted: Converted, weights: Weights) -> None:
+def load_converted(
+    module: nn.Module, converted: Converted, weights: Weights, preparation: Preparation | None = None
+) -> None:
     """Fills a model with a checkpoint's weights, one tensor at a time, each in the model's precision.
+
+    Args:
+        module: the model.
+        converted: what becomes of the checkpoint.
+        weights: the checkpoint's.
+        preparation: prepares the model on the way; None for not at all.
 
     Raises:
         CheckpointError: they don't fit, as ``check_converted`` says; or what should repeat a tensor differs from it.
@@ -277,11 +286,13 @@ def load_converted(module: nn.Module, converted: Converted, weights: Weights) ->
     if differing:
         raise CheckpointError(f"{weights.folder}: the weights contradict config.json: {'; '.join(differing)}")
     left = Counter(theirs for source in converted.names.values() for theirs in source.names)
-    for name, target in tensors(module):
+    fill = Tensor.copy_ if preparation is None else preparation.fill
+    own = dict(tensors(module))
+    for name in list(own):
         source = converted.names[name]
         with torch.no_grad():
             values = [weights[theirs] for theirs in source.names]
-            target.copy_(values[0] if source.make is None else source.make(*values))
+            fill(own.pop(name), values[0] if source.make is None else source.make(*values))
         left.subtract(source.names)
         for theirs in {theirs for theirs in source.names if not left[theirs]}:
             weights.release(theirs)
@@ -300,7 +311,7 @@ def tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 class _Unfilled(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _FILLING:
+        if func in _FILLING or (func in _SCALING and isinstance(args[0], nn.Parameter)):
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
 
@@ -313,6 +324,7 @@ _FILLING = {
     nn.init.uniform_,
     nn.init.kaiming_uniform_,
 }
+_SCALING = {Tensor.mul_, Tensor.add_, Tensor.clamp_}  # what is done to random numbers then; elsewhere it has a meaning
 
 
 @contextmanager

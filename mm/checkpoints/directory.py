@@ -31,7 +31,7 @@ from mm.models import (
     build_dual_encoder,
     build_language,
 )
-from mm.models.precision import PRECISIONS
+from mm.models.precision import PRECISIONS, Precision, Preparation
 
 KIND, LANGUAGE_KIND, OPEN_CLIP_KIND = "mm-vision-language", "mm-language", "mm-open-clip"
 KINDS = {TextParts: LANGUAGE_KIND, OpenClip: OPEN_CLIP_KIND}
@@ -46,13 +46,14 @@ class Loaded:
     """A model with what it needs to be used.
 
     Args:
-        model: in float32, in evaluation mode: a ``VisionLanguageModel``, or a ``LanguageModel``.
+        model: in evaluation mode: a ``VisionLanguageModel``, or a ``LanguageModel``.
         tokenizer: its tokenizer.
         architecture: how it was built.
         fingerprint: SHA-256 of its weights, as what ``str`` gives.
         preprocessing: how images become its pixels; None for the whole image, scaled.
         family: what such models are called: ``mm``, ``BLIP captioning``.
         precisions: those that it is known to be good in, beside float32.
+        precision: what its weights were prepared for while they were read; None for not at all: they are in float32.
     """
 
     model: Any
@@ -62,6 +63,7 @@ class Loaded:
     preprocessing: Preprocessing | None = None
     family: str = OWN
     precisions: tuple[str, ...] = ()
+    precision: Precision | None = None
 
     @property
     def transform(self) -> Preprocessing:
@@ -90,13 +92,16 @@ def describe_build(
     return description
 
 
-def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+def load_strictly(
+    module: nn.Module, state: Mapping[str, Tensor], source: str, preparation: Preparation | None = None
+) -> None:
     """Loads weights of which every one has its place, and every place its weight.
 
     Args:
         module: what gets the weights.
         state: the weights by name.
         source: where they came from, for messages.
+        preparation: prepares the model on the way; None for not at all.
 
     Raises:
         CheckpointError: names every weight that is missing, left over or of another shape.
@@ -112,9 +117,14 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -
     ]
     if problems:
         raise CheckpointError(f"{source}: the weights don't fit the model: {'; '.join(problems)}")
+    fill = Tensor.copy_ if preparation is None else preparation.fill
+    left = list({id(value): (name, value) for name, value in own.items()}.values())
+    own.clear()
+    left.reverse()
     with torch.no_grad():
-        for name, target in own.items():
-            target.copy_(state[name])  # one at a time: a file of weights is never in memory as a whole
+        while left:  # one at a time: a file of weights is never in memory as a whole
+            name, target = left.pop()
+            fill(target, state[name])
 
 
 def save_directory(
@@ -194,8 +204,12 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
         raise OutputError(f"{folder}: the model can't be written there ({error.strerror})") from error
 
 
-def load_directory(folder: str | Path) -> Loaded:
+def load_directory(folder: str | Path, precision: str | None = None) -> Loaded:
     """Reads a model directory of mm.
+
+    Args:
+        folder: where it is.
+        precision: what its weights are prepared for on the way, as for ``load_model``.
 
     Raises:
         CheckpointError: a file is missing or damaged, or the weights don't fit; the message names it.
@@ -205,7 +219,8 @@ def load_directory(folder: str | Path) -> Loaded:
     weights = Weights(folder, ["model.safetensors"])
     source = str(folder / "config.json")
     tokenizer = Tokenizer.read(folder / "tokenizer.json", _special(config, source), config.get("clean"))
-    return _assemble(config, tokenizer, weights, Fingerprint(weights.files), source, str(weights.files[0]))
+    fingerprint = Fingerprint(weights.files)
+    return _assemble(config, tokenizer, weights, fingerprint, source, str(weights.files[0]), precision)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -235,8 +250,12 @@ def _special(description: Mapping[str, Any], source: str) -> dict[str, Any] | No
     return special
 
 
-def load_checkpoint(path: str | Path) -> Loaded:
+def load_checkpoint(path: str | Path, precision: str | None = None) -> Loaded:
     """Reads a training checkpoint of ``mm fit``; with weight averaging, the averaged weights.
+
+    Args:
+        path: the file.
+        precision: what its weights are prepared for on the way, as for ``load_model``.
 
     Raises:
         CheckpointError: it can't be read, holds more than plain data and tensors, or isn't of mm.
@@ -245,7 +264,7 @@ def load_checkpoint(path: str | Path) -> Loaded:
     own = read_checkpoint(path, mmap=True)["mm"]
     tokenizer = checkpoint_tokenizer(own, str(path))
     state = Pickled(path, partial(_model_state, path))
-    return _assemble(own, tokenizer, state, Fingerprint([path]), str(path), str(path))
+    return _assemble(own, tokenizer, state, Fingerprint([path]), str(path), str(path), precision)
 
 
 def checkpoint_tokenizer(own: Mapping[str, Any], source: str) -> Tokenizer:
@@ -299,6 +318,7 @@ def _assemble(
     fingerprint: Fingerprint,
     source: str,
     weights: str,
+    precision: str | None,
 ) -> Loaded:
     numbers = description.get("architecture")
     if not isinstance(numbers, dict):
@@ -334,10 +354,12 @@ def _assemble(
     other_names = former | {
         name: first for name, first in _tied(model.state_dict()).items() if name not in state and first in state
     }
-    load_strictly(model, Renamed(state, other_names, former.values()), weights)
     family = str(description.get("family", OWN))
     precisions = _precisions(description, source)
-    return Loaded(model.eval(), tokenizer, architecture, fingerprint, preprocessing, family, precisions)
+    preparation = Preparation.chosen(precision, precisions, model)
+    load_strictly(model, Renamed(state, other_names, former.values()), weights, preparation)
+    prepared = None if preparation is None else preparation.precision
+    return Loaded(model.eval(), tokenizer, architecture, fingerprint, preprocessing, family, precisions, prepared)
 
 
 def _precisions(description: Mapping[str, Any], source: str) -> tuple[str, ...]:

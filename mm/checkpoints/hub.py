@@ -20,6 +20,7 @@ from mm.data.tokenizer import Tokenizer
 from mm.data.transforms import Preprocessing
 from mm.errors import CheckpointError, MMError
 from mm.models import LanguageModel, TextParts, VisionLanguageModel, build, build_language
+from mm.models.precision import Preparation
 
 IMPOSSIBLE = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 """What numbers that don't go together raise while a model is built."""
@@ -44,19 +45,29 @@ class Plan:
     model: VisionLanguageModel | LanguageModel
 
 
-def load_hub_folder(folder: Path) -> Loaded:
+def load_hub_folder(folder: Path, precision: str | None = None) -> Loaded:
     """Loads a checkpoint whose ``config.json`` names an architecture that mm knows.
+
+    Args:
+        folder: where it is.
+        precision: what its weights are prepared for on the way, as for ``load_model``.
 
     Raises:
         CheckpointError: a file is missing or damaged, the architecture isn't supported, or the weights don't fit.
     """
     plan = plan_hub_folder(folder)
     model = _build(plan.hub, plan.converted, plan.tokenizer)
-    load_converted(model, plan.converted, plan.hub.weights)
-    fingerprint = Fingerprint(plan.hub.weights.files)
     converted = plan.converted
+    preparation = Preparation.chosen(precision, (), model)
+    load_converted(model, converted, plan.hub.weights, preparation)
     return Loaded(
-        model.eval(), plan.tokenizer, converted.architecture, fingerprint, plan.preprocessing, converted.family
+        model.eval(),
+        plan.tokenizer,
+        converted.architecture,
+        Fingerprint(plan.hub.weights.files),
+        plan.preprocessing,
+        converted.family,
+        precision=None if preparation is None else preparation.precision,
     )
 
 

@@ -39,45 +39,52 @@ def load_vision_language(name: str | Path) -> Loaded:
     return loaded
 
 
-def load_model(name: str | Path) -> Loaded:
+def load_model(name: str | Path, precision: str | None = None) -> Loaded:
     """Loads a vision-language model, a dual encoder or a language model.
 
     Args:
         name: ``mm-tiny``, a model directory, a folder in a layout of the hub, a training checkpoint of ``mm fit``,
             ``hf:owner/name``, or ``open_clip:architecture/tag`` where the tag may be a local file.
+        precision: what weights are prepared for on the way, for inference on the CPU, so that they are never in memory
+            as a whole; as for ``choose``. None for not at all, which those of open_clip never are.
 
     Raises:
         UnknownModelError: the name names nothing.
         CheckpointError: what it names can't be read.
+        OptionError: the processor doesn't compute in the precision.
     """
     name = str(name)
     if name in BUILT_IN:
-        return load_directory(ASSETS / name)
+        return load_directory(ASSETS / name, precision)
     if name.startswith("hf:"):
-        return load_folder(download(name))
+        return load_folder(download(name), precision)
     if name.startswith("open_clip:"):
         from mm.checkpoints.open_clip import load_open_clip
 
         return load_open_clip(name)
     path = Path(name)
     if path.is_dir():
-        return load_folder(path)
+        return load_folder(path, precision)
     if path.is_file():
-        return load_checkpoint(path)
+        return load_checkpoint(path, precision)
     raise unknown_model(name)
 
 
-def load_folder(folder: Path) -> Loaded:
+def load_folder(folder: Path, precision: str | None = None) -> Loaded:
     """Loads a model directory of mm, or a checkpoint in a public layout.
+
+    Args:
+        folder: where it is.
+        precision: what its weights are prepared for on the way, as for ``load_model``.
 
     Raises:
         CheckpointError: a file is missing or damaged, the architecture isn't supported, or the weights don't fit.
     """
     if is_own(folder):
-        return load_directory(folder)
+        return load_directory(folder, precision)
     from mm.checkpoints.hub import load_hub_folder
 
-    return load_hub_folder(folder)
+    return load_hub_folder(folder, precision)
 
 
 def is_own(folder: Path) -> bool:

@@ -28,7 +28,7 @@ def run(arguments: Sequence[str], program: str) -> int:
     from mm.progress import progress
 
     config = decoding.generation_config(options, decoding.ANSWER)
-    model = mm.load(options.model, options.device, options.precision)
+    model = mm.load(options.model, options.device, options.precision, options.compile)
     model.require("ask")
     tally, rows, total = Tally(), [], count_images(sources)
     with progress("Answers") as update:
@@ -52,6 +52,7 @@ def _options(arguments: Sequence[str], program: str) -> Namespace:
     parser.add_argument("paths", nargs="+", help="image files, folders, and .tar shards")
     parser.add_argument("question", help="what to answer about each photo: 'how many dogs?'")
     common.add_model(parser)
+    common.add_compile(parser)
     decoding.add_generation(parser, decoding.ANSWER)
     parser.add_argument("--batch_size", type=int, default=16, help="photos that are looked at together")
     common.add_max_pixels(parser)

@@ -36,7 +36,7 @@ def run(arguments: Sequence[str], program: str) -> int:
     from mm.progress import progress
 
     config = decoding.generation_config(options, decoding.CAPTION)
-    model = mm.load(options.model, options.device, options.precision)
+    model = mm.load(options.model, options.device, options.precision, options.compile)
     model.require("caption", options.language)
     if shots:
         model.require("shots")
@@ -165,6 +165,7 @@ def _options(arguments: Sequence[str], program: str) -> Namespace:
     parser = common.Parser(prog=program, description="Caption photos, folders and shards.")
     parser.add_argument("paths", nargs="+", help="image files, folders, and .tar shards")
     common.add_model(parser)
+    common.add_compile(parser)
     parser.add_argument("--language", default="en", help="language of the captions: en or zh for mm-tiny")
     parser.add_argument("--prompt", default="", help="words that captions begin with")
     parser.add_argument(
@@ -188,6 +189,8 @@ def _options(arguments: Sequence[str], program: str) -> Namespace:
     common.add_max_pixels(parser)
     common.add_json(parser)
     options = common.parse(parser, arguments)
+    if options.compile and options.draft is not None:
+        raise OptionError("--compile doesn't act with --draft; leave one of them out")
     if options.tokens and not (options.output or options.json):
         raise OptionError("--tokens acts with --output or --json alone; give one of them too")
     return options

@@ -65,6 +65,13 @@ def add_model(parser: ArgumentParser, default: str | None = "mm-tiny") -> None:
     )
 
 
+def add_compile(parser: ArgumentParser) -> None:
+    """Adds ``--compile``."""
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the steps of decoding first: for many images, on a GPU"
+    )
+
+
 def add_json(parser: ArgumentParser) -> None:
     """Adds ``--json``."""
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")

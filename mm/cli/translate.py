@@ -33,7 +33,7 @@ def run(arguments: Sequence[str], program: str) -> int:
     from mm.progress import progress
 
     config = decoding.generation_config(options, decoding.TRANSLATION)
-    model = mm.load(options.model, options.device, options.precision)
+    model = mm.load(options.model, options.device, options.precision, options.compile)
     model.require("translate", options.to)
     tally, rows, cut = Tally(), [], 0
     with progress("Translations", "texts") as update:
@@ -72,6 +72,7 @@ def _options(arguments: Sequence[str], program: str) -> Namespace:
         "texts", help="JSON lines as 'mm caption --output' writes (.jsonl), or text with one a line; - for stdin"
     )
     common.add_model(parser, default=None)
+    common.add_compile(parser)
     parser.add_argument("--to", type=str | None, default=None, help="language to translate into: zh")
     parser.add_argument(
         "--source", type=str | None, default=None, help="language of the texts; that which JSON lines name"

@@ -62,7 +62,8 @@ class Decoder:
         sees = None
         if length > 1:
             causal = torch.ones(length, length, dtype=torch.bool, device=real.device).tril()
-            sees = causal & real[:, None]
+            # Padding in front of a text sees itself: kernels differ in what they give for a token that sees nothing.
+            sees = causal & (real[:, None] | torch.eye(length, dtype=torch.bool, device=real.device))
         last = self._read(self.prompts, places, sees)[:, -1]
         self._places = places[:, -1:].expand(-1, rows)
         if rows > 1 or self.padding is not None:
@@ -142,6 +143,11 @@ class Decoder:
         )
         self.hidden = read[:, -tokens.shape[1] :]
         return self.hidden
+
+    @property
+    def tree(self) -> Layout:
+        """The places of each row's last token, which tokens belong to each row, and the places of all tokens."""
+        return Layout(self._places, self._sees, self._keys)
 
     def keep(self, images: Tensor) -> None:
         """Goes on with some images (R,) only, in that order: those that aren't finished."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from mm.errors import OptionError
 from mm.generation.accepting import STREAMS
 from mm.generation.beam import BeamSearch
+from mm.generation.compiled import CompiledDecoder, Steps
 from mm.generation.config import GenerationConfig
 from mm.generation.constrained import ConstrainedBeamSearch
 from mm.generation.contrastive import contrast
@@ -72,6 +73,7 @@ def generate(
     rank: Rank | None = None,
     draft: Draft | None = None,
     cached: bool = True,
+    steps: Steps | None = None,
 ) -> list[Generated]:
     """Captions images; gives the best caption of each. ``generate_all`` says what the arguments are."""
     found = generate_all(
@@ -87,6 +89,7 @@ def generate(
         rank=rank,
         draft=draft,
         cached=cached,
+        steps=steps,
     )
     return [captions[0] for captions in found]
 
@@ -106,6 +109,7 @@ def generate_all(
     rank: Rank | None = None,
     draft: Draft | None = None,
     cached: bool = True,
+    steps: Steps | None = None,
 ) -> list[list[Generated]]:
     """Captions images; each image's captions are the same whatever other images are in the batch.
 
@@ -122,6 +126,7 @@ def generate_all(
         rank: scores the captions found, where the options say ``best_of``; None for what ``rank_by`` says.
         draft: a smaller model that proposes tokens, for greedy search and sampling; None for none.
         cached: keep keys and values between steps.
+        steps: compiled steps of the model, which the caption's tokens are read in; a draft does without.
 
     Returns:
         For each image ``config.captions`` captions, the best first: by ``rank_by`` with ``best_of``, else in the order
@@ -141,7 +146,18 @@ def generate_all(
     streams = config.found if draft is None else STREAMS
     noise = _noise(config, seeds, about.rows, streams, model.embedding.weight.device)
     task = _task(
-        model, about, prompts, config, rows, end=end, fill=fill, never=never, text=text, noise=noise, cached=cached
+        model,
+        about,
+        prompts,
+        config,
+        rows,
+        end=end,
+        fill=fill,
+        never=never,
+        text=text,
+        noise=noise,
+        cached=cached,
+        steps=steps if draft is None else None,
     )
     written = Written(about.rows, config.found, config, fill, task.prompts.device)
     if config.way == "beam":
@@ -166,6 +182,7 @@ def stream(
     never: Sequence[int] = (),
     text: Text | None = None,
     seeds: Sequence[int] | None = None,
+    steps: Steps | None = None,
 ) -> Iterator[int | Generated]:
     """Captions one image, and gives each token behind the prompt as soon as it is certain, the end token apart.
 
@@ -194,6 +211,7 @@ def stream(
         text=text,
         noise=noise,
         cached=True,
+        steps=steps,
     )
     written = Written(1, 1, config, fill, task.prompts.device)
     certain = _certain(_beam_search(task, written, text)) if config.way == "beam" else _chosen(task, written)
@@ -279,6 +297,7 @@ def _task(
     text: Text | None,
     noise: Tensor | None,
     cached: bool,
+    steps: Steps | None,
 ) -> Task:
     """Makes ready what a strategy needs that reads ``rows`` tokens of an image at a time."""
     if len(prompts) != about.rows:
@@ -299,11 +318,13 @@ def _task(
     lengths = torch.tensor([len(p) for p in prompts], device=device)
     real = torch.arange(longest, device=device)[None, :] >= longest - lengths[:, None]
     padding = None if all(len(p) == longest for p in prompts) else real
-    decoder = Decoder(model, about, prompt, padding, longest + rows * config.max_tokens, cached)
+    capacity = longest + rows * config.max_tokens
+    decoder = Decoder(model, about, prompt, padding, capacity if steps is None else longest, cached)
+    reading = decoder if steps is None else CompiledDecoder(steps, decoder, capacity)
     forbidden = [] if text is None else [ids for phrase in config.forbidden for ids in text.spellings(phrase)]
     rules = Rules(config, end=end, never=never, forbidden=forbidden, real=padding, device=device)
     ended = StopStrings(config.stop, text).ended if config.stop and text is not None else None
-    return Task(decoder, rules, config, end=end, fill=fill, ended=ended, noise=noise)
+    return Task(reading, rules, config, end=end, fill=fill, ended=ended, noise=noise)
 
 
 def _captions(prompts: Sequence[Sequence[int]], written: Written, end: int) -> list[list[Generated]]:

@@ -13,7 +13,7 @@ from mm.generation.accepting import Drawn, Likeliest
 from mm.generation.config import DEFAULTS, GenerationConfig
 from mm.generation.decoder import Decoder
 from mm.generation.sampling import Sampler
-from mm.generation.written import Task, Written, worth_leaving
+from mm.generation.written import Task, Written, some_done, worth_leaving
 from mm.models.text import Conditioning, TextTransformer
 
 
@@ -142,7 +142,9 @@ class SpeculativeDecoding:
         self.task, self.written, self.config = task, written, config
         self.proposals = config.draft_tokens
         room = task.prompts.shape[1] + (self.proposals + 1) * config.max_tokens
-        cached = task.decoder.cache is not None
+        assert isinstance(task.decoder, Decoder)  # a compiled one doesn't read several tokens behind one another
+        self.decoder = task.decoder
+        cached = self.decoder.cache is not None
         self.draft = Decoder(draft.model, draft.about, task.prompts, task.rules.real, room, cached)
         self.rule: Likeliest | Drawn = Likeliest() if task.noise is None else Drawn(Sampler(config), task.noise)
         self.rows = Rows(task.prompts, task.rules.real, config.max_tokens + self.proposals + 1, task.fill)
@@ -153,21 +155,22 @@ class SpeculativeDecoding:
     def run(self) -> list[Speculation]:
         """Writes until every image is done; says of each how well it was guessed."""
         self.draft.begin()
-        accepted = self._verify(self.task.prompts[:, -1:], self.task.decoder.begin()[:, None])
+        accepted = self._verify(self.task.prompts[:, -1:], self.decoder.begin()[:, None])
         unread = self.rows.last()
-        while True:
-            left = worth_leaving(self.done)
+        for number in range(self.config.max_tokens - 1):  # each round writes a token at least
+            left = worth_leaving(self.done) if some_done(self.done, number) else None
             if left is not None:
                 if not len(left):
-                    counts = zip(self.rounds.tolist(), self.accepted.tolist(), strict=True)
-                    return [Speculation(rounds, accepted) for rounds, accepted in counts]
+                    break
                 self._keep(left)
                 unread, accepted = unread[left], accepted[left]
             read = torch.cat([unread[:, -1:], self._propose(unread)], 1)
             self.rounds[self.alive] += ~self.done
-            accepted = self._verify(read, self.task.decoder.chain(read, accepted))
+            accepted = self._verify(read, self.decoder.chain(read, accepted))
             self.draft.back(self.proposals - accepted[:, 0])
             unread = torch.cat([read.gather(1, accepted), self.rows.last()], 1)
+        counts = zip(self.rounds.tolist(), self.accepted.tolist(), strict=True)
+        return [Speculation(rounds, accepted) for rounds, accepted in counts]
 
     def _propose(self, unread: Tensor) -> Tensor:
         """Lets the draft read (B, 1 or 2) tokens and propose (B, M) others behind them."""

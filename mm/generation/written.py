@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from mm.generation.compiled import CompiledDecoder
 from mm.generation.config import GenerationConfig
 from mm.generation.decoder import Decoder
 from mm.generation.rules import Rules
@@ -29,7 +30,7 @@ class Task:
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: Decoder | CompiledDecoder,
         rules: Rules,
         config: GenerationConfig,
         *,

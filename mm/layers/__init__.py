@@ -7,7 +7,7 @@ embedding.
 
 from mm.layers.attention import Attention, KeyValues
 from mm.layers.block import Block, Crossing
-from mm.layers.cache import SelfAttentionCache
+from mm.layers.cache import Cache, SelfAttentionCache, SlotCache
 from mm.layers.feedforward import ACTIVATIONS, FeedForward
 from mm.layers.masks import attention_mask
 from mm.layers.positions import RelativeBias, Rotary, Rotation
@@ -17,6 +17,7 @@ __all__ = [
     "ACTIVATIONS",
     "Attention",
     "Block",
+    "Cache",
     "Crossing",
     "FeedForward",
     "KeyValues",
@@ -26,5 +27,6 @@ __all__ = [
     "Rotary",
     "Rotation",
     "SelfAttentionCache",
+    "SlotCache",
     "attention_mask",
 ]

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from mm.layers.positions import Rotation
 
+FEW_QUERIES, MANY_KEYS = 8, 64
+
 
 class KeyValues(NamedTuple):
     """Keys and values of one attention, already projected and split into heads: (B, heads, T or P, D / N) each."""
@@ -68,6 +70,7 @@ class Attention(nn.Module):
         self.query_norm = None if head_norms is None else head_norms[0]
         self.key_norm = None if head_norms is None else head_norms[1]
         self.joint: nn.Linear | None = None
+        self.kept_in: torch.dtype | None = None
 
     def fuse(self, *, queries: bool) -> None:
         """Joins projections of the same input into a single linear map, ``joint``, which takes their place.
@@ -86,7 +89,7 @@ class Attention(nn.Module):
             delattr(self, name)
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+        return x.view(*x.shape[:2], -1, self.head_width).transpose(1, 2)
 
     def keys_values(self, context: Tensor, rotation: Rotation | None = None) -> KeyValues:
         """Projects (B, T or P, D) ``context`` to what queries are compared with and what they gather.
@@ -99,6 +102,17 @@ class Attention(nn.Module):
             return self._keys_values(self.key(context), self.value(context), rotation)
         keys, values = self.joint(context).chunk(2, -1)
         return self._keys_values(keys, values, rotation)
+
+    def kept(self, context: Tensor) -> KeyValues:
+        """Does the same for what is attended to again and again: side by side in memory, in ``kept_in`` if that is set.
+
+        Args:
+            context: (B, P, D) what is attended to.
+        """
+        keys_values = self.keys_values(context)
+        if torch.is_grad_enabled():
+            return keys_values
+        return KeyValues(*(part.to(self.kept_in or part.dtype).contiguous() for part in keys_values))
 
     def project(self, x: Tensor, rotation: Rotation | None = None) -> tuple[Tensor, KeyValues]:
         """Projects (B, T, D) ``x`` to queries, keys and values, as self-attention does.
@@ -144,11 +158,30 @@ class Attention(nn.Module):
 
     def attend(self, query: Tensor, keys_values: KeyValues, mask: Tensor | None = None) -> Tensor:
         """Does the same for (B, N, T, D / N) queries that are projected already."""
-        gathered = F.scaled_dot_product_attention(
-            query,
-            *keys_values,
-            attn_mask=mask,
-            scale=self.scale,
-            enable_gqa=self.key_value_heads != self.heads,
-        )
+        grouped = self.key_value_heads != self.heads
+        if mask is None and not grouped and _few(query, keys_values):
+            gathered = _gather(query, keys_values, self.scale)
+        else:
+            gathered = F.scaled_dot_product_attention(
+                query.to(keys_values.keys.dtype), *keys_values, attn_mask=mask, scale=self.scale, enable_gqa=grouped
+            ).to(query.dtype)
         return self.output(gathered.transpose(1, 2).flatten(2))
+
+
+def _few(query: Tensor, keys_values: KeyValues) -> bool:
+    """Says whether so few queries look at so many keys that two matrix products take less time than a fused kernel.
+
+    On a CPU they do where a few beams look at an image, but not a single row in float32.
+    """
+    if query.device.type != "cpu" or torch.is_grad_enabled():
+        return False
+    keys = keys_values.keys
+    several = query.shape[0] * query.shape[2] > 1 or keys.dtype != query.dtype
+    return several and query.shape[2] <= FEW_QUERIES and keys.shape[2] >= MANY_KEYS
+
+
+def _gather(query: Tensor, keys_values: KeyValues, scale: float | None) -> Tensor:
+    keys, values = keys_values
+    scaled = query * (query.shape[-1] ** -0.5 if scale is None else scale)
+    scores = scaled.to(keys.dtype) @ keys.transpose(2, 3)
+    return (scores.float().softmax(-1).to(values.dtype) @ values).to(query.dtype)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mm.layers.attention import Attention, KeyValues
-from mm.layers.cache import SelfAttentionCache
+from mm.layers.cache import Cache
 from mm.layers.feedforward import FeedForward
 from mm.layers.positions import Rotation
 
@@ -49,7 +49,7 @@ class Crossing(nn.Module):
 
     def keys_values(self, context: Tensor) -> KeyValues:
         """Projects (B, P, D) image tokens once."""
-        return self.attention.keys_values(context if self.context_norm is None else self.context_norm(context))
+        return self.attention.kept(context if self.context_norm is None else self.context_norm(context))
 
     def forward(self, x: Tensor, context: KeyValues, mask: Tensor | None = None) -> Tensor:
         """Adds to (B, T, D) ``x`` what it gathers from the image.
@@ -132,8 +132,9 @@ class Block(nn.Module):
 
     def keys_values(self, context: Tensor) -> KeyValues | None:
         """Projects (B, P, D) image tokens for this block's way of seeing them; None where it has none."""
-        seeing = self.cross_attention or self.crossing
-        return None if seeing is None else seeing.keys_values(context)
+        if self.cross_attention is not None:
+            return self.cross_attention.kept(context)
+        return None if self.crossing is None else self.crossing.keys_values(context)
 
     def forward(
         self,
@@ -143,7 +144,7 @@ class Block(nn.Module):
         rotation: Rotation | None = None,
         context: KeyValues | None = None,
         context_mask: Tensor | None = None,
-        cache: SelfAttentionCache | None = None,
+        cache: Cache | None = None,
         layer: int = 0,
     ) -> Tensor:
         """Runs the block.
@@ -183,5 +184,5 @@ class Block(nn.Module):
         return x
 
     def _add(self, x: Tensor, update: Tensor, norm: nn.Module) -> Tensor:
-        x = x + self.dropout(update)
+        x = x + (self.dropout(update) if self.training else update)
         return x if self.pre_norm else norm(x)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -36,6 +38,7 @@ class SelfAttentionCache:
         device: torch.device,
     ) -> None:
         self.length = 0
+        self.layers = layers
         self.capacity = capacity
         shape = (layers, 2, rows, heads, capacity, head_width)
         self._store = torch.zeros(shape, dtype=dtype, device=device)
@@ -62,8 +65,40 @@ class SelfAttentionCache:
         """Counts ``tokens`` as seen, once every block has appended them."""
         self.length += tokens
 
+    def seen(self, layer: int) -> KeyValues:
+        """Gives a block's keys and values of all that was seen."""
+        return KeyValues(*self._store[layer, :, :, :, : self.length])
+
     def select(self, rows: Tensor) -> None:
         """Keeps the given rows (R,), in that order: those of images that aren't finished."""
         kept = self._store.new_zeros(*self._store.shape[:2], len(rows), *self._store.shape[3:])
         kept[..., : self.length, :] = self._store[..., : self.length, :].index_select(2, rows)
         self._store = kept
+
+
+class SlotCache:
+    """Keys and values of every decoder block in slots, for a step whose shapes are the same as those of all others.
+
+    All slots are attended to; a mask tells which of them hold tokens of a row.
+
+    Args:
+        layers: each block's keys and values, (rows, N, S, D / N) with S slots, which are written in place.
+        slots: (T,) int64, where the T new tokens go.
+    """
+
+    def __init__(self, layers: Sequence[KeyValues], slots: Tensor) -> None:
+        self.length = layers[0].keys.shape[2]
+        self._layers, self._slots = layers, slots
+
+    def append(self, layer: int, new: KeyValues) -> KeyValues:
+        """Writes a block's new keys and values, (rows, N, T, D / N) each, and returns those of all slots."""
+        whole = self._layers[layer]
+        for part, value in zip(whole, new, strict=True):
+            part.index_copy_(2, self._slots, value)
+        return whole
+
+    def advance(self, tokens: int) -> None:
+        """Counts nothing: which slots hold ``tokens`` is known beforehand."""
+
+
+Cache = SelfAttentionCache | SlotCache

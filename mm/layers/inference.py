@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mm.errors import UsageError
 
+LEAST_ROWS = 4  # in float32, so many rows take less time than one
 _SMALLEST = 1e-30  # the largest value of a row of zeros, which is divided by
 
 
@@ -68,6 +69,9 @@ class PackedLinear(PreparedLinear):
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., in) to (..., out), in the precision of ``x``."""
         given = x.to(self.dtype)
+        if given.numel() == self.in_features and self.dtype == torch.float32:
+            given = given.expand(LEAST_ROWS, *given.shape).contiguous()
+            return torch.ops.mkldnn._linear_pointwise(given, self._packed, self.bias, "none", [], "")[0]
         return torch.ops.mkldnn._linear_pointwise(given, self._packed, self.bias, "none", [], "").to(x.dtype)
 
 
@@ -86,10 +90,13 @@ class Int8Linear(PreparedLinear):
         super().__init__(weight, None if bias is None else bias.float())
         weight = weight.detach().float()
         scale = weight.abs().amax(1).clamp_min(_SMALLEST) / 127
-        self._scale = scale
-        self._zeros = torch.zeros(self.out_features, dtype=torch.int64)
         rounded = (weight / scale[:, None]).round().to(torch.int8)
         self._packed = torch.ops.onednn.qlinear_prepack(rounded, None)
+        self._scale = scale
+        self._row_scale = scale / 127  # of the sums, where rows are scaled by the largest value alone
+        self._zeros = torch.zeros(self.out_features, dtype=torch.int64)
+        self._one, self._middle = torch.ones(()), torch.tensor(128, dtype=torch.int32)
+        self._rounding = torch.tensor(128.5)  # 128 stands for zero, and what is behind the point is cut off
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
@@ -99,10 +106,22 @@ class Int8Linear(PreparedLinear):
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., in) to (..., out), in the precision of ``x``."""
         rows = x.reshape(-1, self.in_features).float()
-        scale = rows.abs().amax(1, keepdim=True).clamp_min(_SMALLEST) / 127
-        integers = (rows / scale).add_(128.5).to(torch.uint8)  # 128 stands for zero; the rest is cut off, so it rounds
-        sums = torch.ops.onednn.qlinear_pointwise(
-            integers, 1.0, 128, self._packed, self._scale, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        largest = rows.abs().amax(1, keepdim=True).clamp_min_(_SMALLEST)
+        integers = torch.addcdiv(self._rounding, rows, largest, value=127).to(torch.uint8)
+        sums = torch.ops.onednn.qlinear_pointwise.tensor(
+            integers,
+            self._one,
+            self._middle,
+            self._packed,
+            self._row_scale,
+            self._zeros,
+            None,
+            1.0,
+            0,
+            torch.float32,
+            "none",
+            [],
+            "",
         )
-        out = sums.mul_(scale) if self.bias is None else torch.addcmul(self.bias, sums, scale)
+        out = sums.mul_(largest) if self.bias is None else torch.addcmul(self.bias, sums, largest)
         return out.view(*x.shape[:-1], self.out_features).to(x.dtype)

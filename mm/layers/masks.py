@@ -28,7 +28,8 @@ def attention_mask(
             ``prefix`` (the first ``prefix`` positions see each other, the rest is causal; UniLM, arXiv:1905.03197).
         queries: number of query positions.
         keys: number of key positions, at least ``queries``.
-        padding: (B, keys) bool, true at real tokens and false at padding.
+        padding: (B, keys) bool, true at real tokens and false at padding. Where causality leaves a position nothing but
+            padding to look at, it looks at itself: kernels differ in what they give for one that looks at nothing.
         prefix: number of positions that see each other, for ``prefix``.
         device: where to build the mask.
 
@@ -54,4 +55,8 @@ def attention_mask(
     if padding is None:
         return allowed
     real = padding[:, None, None, :]
-    return real.expand(-1, 1, queries, -1) if allowed is None else allowed & real
+    if allowed is None:
+        return real.expand(-1, 1, queries, -1)
+    allowed = allowed & real
+    itself = torch.eye(keys, dtype=torch.bool, device=real.device)[-queries:]
+    return allowed | (itself & ~allowed.any(-1, keepdim=True))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm.layers import Block, SelfAttentionCache, attention_mask
+from mm.layers import Block, Cache, attention_mask
 from mm.models.text import Context, Layout, TextTransformer
 from mm.models.vision import Normalize
 
@@ -83,7 +83,7 @@ class ClassTokenEncoder(TextTransformer):
         padding: Tensor | None = None,
         context: Context | None = None,
         prefix: Tensor | None = None,
-        cache: SelfAttentionCache | None = None,
+        cache: Cache | None = None,
         layout: Layout | None = None,
     ) -> Tensor:
         """Runs the stack on whole texts.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
+import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from functools import cache
-from typing import Literal, get_args
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from functools import cache, partial
+from typing import Literal, NamedTuple, get_args
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +84,7 @@ def _typical_shape(model: nn.Module) -> tuple[int, int]:
     return max(weights, key=weights.__getitem__, default=(1, 1))
 
 
-def prepare(model: nn.Module, precision: Precision) -> None:
+def prepare(model: nn.Module, precision: Precision, pack: bool = True) -> None:
     """Prepares the weights of a model for inference where it is, once and for all: it can't be trained or saved then.
 
     Projections of the same input become one. On a CPU all linear maps get weights in oneDNN's layout; everything
@@ -90,18 +93,78 @@ def prepare(model: nn.Module, precision: Precision) -> None:
     Args:
         model: the model, on its device.
         precision: of its linear maps.
+        pack: whether they get weights in oneDNN's layout, which can't be compiled; else float32 is float32 as it was.
 
     Raises:
         OptionError: its device doesn't compute in this precision.
     """
     device = next(model.parameters()).device
     check_precision(precision, device)
-    _fuse(model)
-    if device.type != "cpu":
-        if precision == "bfloat16":
-            halve(model)
-    elif _packs():
-        _pack(model, precision)
+    for step in _steps(model, precision if pack and device.type == "cpu" and _packs() else None):
+        step.take()
+    if device.type != "cpu" and precision == "bfloat16":
+        halve(model)
+    _give_back()
+
+
+def _give_back() -> None:
+    """Gives memory that is free back to the system, where the C library keeps it, as glibc does."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
+class Preparation:
+    """Prepares a model for inference on the CPU while its weights are read, as ``prepare`` does it afterwards.
+
+    Weights that are replaced take memory from when they are read until all that are replaced together are there.
+
+    Args:
+        model: built, but not filled.
+        precision: of its linear maps.
+
+    Raises:
+        OptionError: the processor doesn't compute in this precision.
+    """
+
+    def __init__(self, model: nn.Module, precision: Precision) -> None:
+        check_precision(precision, torch.device("cpu"))
+        self.precision: Precision = precision
+        self._waiting: dict[int, list[tuple[set[int], Callable[[], None]]]] = {}
+        for step in _steps(model, precision if _packs() else None):
+            weights = {id(weight): weight for weight in step.weights}
+            missing = set(weights)
+            for number, weight in weights.items():
+                self._waiting.setdefault(number, []).append((missing, step.take))
+                if weight.untyped_storage().nbytes() == weight.nbytes:
+                    weight.untyped_storage().resize_(0)
+
+    @classmethod
+    def chosen(cls, precision: str | None, passed: Sequence[str], model: nn.Module) -> Preparation | None:
+        """Gives that for the precision which ``choose`` gives, or none for none.
+
+        Raises:
+            OptionError: the processor doesn't compute in the precision.
+        """
+        return None if precision is None else cls(model, choose(precision, passed, model, torch.device("cpu")))
+
+    @torch.no_grad()
+    def fill(self, target: Tensor, value: Tensor) -> None:
+        """Copies a weight to its place, and replaces what has all of its weights then.
+
+        Args:
+            target: a tensor of the model, each of them once.
+            value: of the same shape.
+        """
+        storage = target.untyped_storage()
+        if storage.nbytes() < target.nbytes:
+            storage.resize_(target.nbytes)
+        target.copy_(value)
+        for missing, take in self._waiting.pop(id(target), ()):
+            missing.remove(id(target))
+            if not missing:
+                take()
+                _give_back()
 
 
 def fastest(candidates: Sequence[Precision], shape: tuple[int, int], device: torch.device) -> Precision:
@@ -150,25 +213,64 @@ def _packs() -> bool:
     return x86 and kernels and torch.backends.mkldnn.is_available()
 
 
-def _fuse(model: nn.Module) -> None:
-    """Makes one of the projections of what self-attention sees, and of what other attention does."""
+class _Step(NamedTuple):
+    """What is done to a part of a model when it is prepared.
+
+    Args:
+        weights: what it takes.
+        take: does it; the weights aren't the model's then, unless something else has them too.
+    """
+
+    weights: list[Tensor]
+    take: Callable[[], None]
+
+
+def _steps(model: nn.Module, precision: Precision | None) -> Iterator[_Step]:
+    """Yields the steps of preparing a model, each when the one before may have been taken.
+
+    Args:
+        model: not prepared yet.
+        precision: that linear maps are packed in; None for only joining projections of the same input.
+    """
     within = {module.attention for module in model.modules() if isinstance(module, Block)}
-    for module in model.modules():
+    packed: MutableMapping[nn.Module, nn.Module] = WeakKeyDictionary()  # a map may be a part of several modules
+    for module in [module for module in model.modules() if type(module) is not nn.Linear]:
+        maps = _maps(module)
         if isinstance(module, Attention) and module.joint is None:
-            module.fuse(queries=module in within)
+            take = partial(_fuse, module, module in within, precision, packed)
+        elif maps and precision is not None:
+            take = partial(_pack, module, precision, packed)
+        else:
+            continue
+        yield _Step([weight for linear in maps.values() for weight in linear.parameters()], take)
+    if precision is not None:
+        for head, weight in _heads(model):
+            weights = [weight] if head.bias is None else [weight, head.bias]
+            yield _Step(weights, partial(_pack_head, head, weight, precision))
 
 
-def _pack(model: nn.Module, precision: Precision) -> None:
-    """Replaces all linear maps, one at a time, so that there are never two copies of more than one."""
-    done: dict[nn.Module, nn.Module] = {}
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if type(child) is nn.Linear and not _read_as_weights(parent, name):
-                if child not in done:
-                    done[child] = _linear(child.weight, child.bias, precision)
-                setattr(parent, name, done[child])
-    done.clear()
-    _pack_heads(model, precision)
+def _maps(module: nn.Module) -> dict[str, nn.Linear]:
+    """Gives the linear maps that are a module's own, by name, but for those that nothing may replace."""
+    children = module._modules.items()
+    return {name: child for name, child in children if type(child) is nn.Linear and not _read_as_weights(module, name)}
+
+
+def _fuse(
+    attention: Attention, queries: bool, precision: Precision | None, packed: MutableMapping[nn.Module, nn.Module]
+) -> None:
+    """Makes one of the projections of what self-attention sees, and of what other attention does, and packs it."""
+    attention.fuse(queries=queries)
+    if precision is not None:
+        attention.kept_in = torch.float32 if precision == "float32" else torch.bfloat16
+        _pack(attention, precision, packed)
+
+
+def _pack(module: nn.Module, precision: Precision, packed: MutableMapping[nn.Module, nn.Module]) -> None:
+    """Replaces the linear maps that are a module's own, or gives it what replaces them elsewhere already."""
+    for name, linear in _maps(module).items():
+        if linear not in packed:
+            packed[linear] = _linear(linear.weight, linear.bias, precision)
+        setattr(module, name, packed[linear])
 
 
 def _read_as_weights(parent: nn.Module, name: str) -> bool:
@@ -190,11 +292,10 @@ def _heads(model: nn.Module) -> Iterator[tuple[Head, Tensor]]:
             yield module.head, module.embedding.weight if own is None else own
 
 
-def _pack_heads(model: nn.Module, precision: Precision) -> None:
-    """Gives every head a packed map. A token embedding stays as it is: tokens are looked up in it."""
-    for head, weight in _heads(model):
-        head.prepared = _linear(weight, head.bias, precision)
-        head.weight = head.bias = None
+def _pack_head(head: Head, weight: Tensor, precision: Precision) -> None:
+    """Gives a head a packed map. A token embedding stays as it is: tokens are looked up in it."""
+    head.prepared = _linear(weight, head.bias, precision)
+    head.weight = head.bias = None
 
 
 class _Float32Linear(nn.Module):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm.layers import Block, KeyValues, RelativeBias, Rotary, SelfAttentionCache, attention_mask
+from mm.layers import Block, Cache, KeyValues, RelativeBias, Rotary, SelfAttentionCache, attention_mask
 from mm.layers.masks import MaskKind
 
 
@@ -79,8 +79,8 @@ class Layout(NamedTuple):
 
     Args:
         places: (B, T) int64, each token's place in its text, from 0; those of a prefix aren't counted.
-        sees: (B, T, S) bool, true where a token sees one of the S tokens there are, itself the last but for those behind
-            it; None where all see all. A prefix is seen by all.
+        sees: (B, T, S) bool, true where a token sees one of the S tokens there are, itself among them; None where all
+            see all. A prefix is seen by all.
         keys: (B, S) int64 places of those S tokens.
     """
 
@@ -218,7 +218,7 @@ class TextTransformer(nn.Module):
         padding: Tensor | None = None,
         context: Context | None = None,
         prefix: Tensor | None = None,
-        cache: SelfAttentionCache | None = None,
+        cache: Cache | None = None,
         layout: Layout | None = None,
     ) -> Tensor:
         """Runs the stack on tokens that follow those in ``cache``.
@@ -272,25 +272,29 @@ class TextTransformer(nn.Module):
         """Gives what the last ``queries`` of ``ahead`` prefix tokens and ``end`` tokens of text may look at.
 
         Returns:
-            (1 or B, 1 or N, queries, ahead + end): bool, true where one may look; with a relative bias, numbers that are
-            added to the scores. None for everywhere.
+            (1 or B, 1 or N, queries, ahead + end): bool, true where one may look; with a relative bias, numbers that
+            are added to the scores. None for everywhere.
         """
+        if padding is not None and ahead:
+            padding = F.pad(padding, (ahead, 0), value=True)
         device = self.embedding.weight.device
         if layout is not None:
             mask = _laid_out(layout, queries, ahead)
-            spots = F.pad(layout.keys + ahead, (ahead, 0))
-            spots[:, :ahead] = torch.arange(ahead, device=device)
         else:
-            if padding is not None and ahead:
-                padding = F.pad(padding, (ahead, 0), value=True)
             kind: MaskKind = "prefix" if ahead and self.mask == "causal" else self.mask
             mask = attention_mask(kind, queries, ahead + end, padding=padding, prefix=ahead, device=device)
-            spots = torch.arange(ahead + end, device=device)
-            if padding is not None:
-                spots = (padding.cumsum(1) - 1).clamp_min(0)
         if self.relative is None:
             return mask
-        bias = self.relative(spots[..., -queries:], spots)
+        if layout is not None:
+            image = torch.arange(ahead, device=device).expand(len(layout.keys), -1)
+            keys = torch.cat([image, layout.keys + ahead], 1)
+            asking = torch.cat([image[:, : queries - layout.places.shape[1]], layout.places + ahead], 1)
+        else:
+            keys = torch.arange(ahead + end, device=device)
+            if padding is not None:
+                keys = (padding.cumsum(1) - 1).clamp_min(0)
+            asking = keys[..., -queries:]
+        bias = self.relative(asking, keys)
         return bias if mask is None else torch.where(mask, bias, -torch.inf)
 
     def _run(
@@ -300,7 +304,7 @@ class TextTransformer(nn.Module):
         ahead: int,
         places: Tensor,
         context: Context | None,
-        cache: SelfAttentionCache | None,
+        cache: Cache | None,
     ) -> Tensor:
         """Runs the blocks on embedded (B, T, D) tokens, ``ahead`` of them an image's in front of the first text."""
         queries = x.shape[1]

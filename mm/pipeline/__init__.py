@@ -9,8 +9,9 @@ import torch
 from mm.checkpoints.resolve import load_model
 from mm.checkpoints.weights import first_line
 from mm.errors import OptionError
+from mm.generation.compiled import check_compiler
 from mm.models import LanguageModel
-from mm.models.precision import check_precision, choose
+from mm.models.precision import AUTO, check_precision, choose
 from mm.pipeline.base import ANSWER, CAPTION, TRANSLATION, Answer, Caption, ImageLike, Pipeline, open_image
 from mm.pipeline.language import Filling, LanguagePipeline, Score, Translation
 from mm.pipeline.vision_language import VisionLanguagePipeline
@@ -34,7 +35,12 @@ __all__ = [
 ]
 
 
-def load(name: str | Path = "mm-tiny", device: str | torch.device | None = None, precision: str = "auto") -> Pipeline:
+def load(
+    name: str | Path = "mm-tiny",
+    device: str | torch.device | None = None,
+    precision: str = "auto",
+    compile: bool = False,
+) -> Pipeline:
     """Loads a model.
 
     Args:
@@ -43,18 +49,26 @@ def load(name: str | Path = "mm-tiny", device: str | torch.device | None = None,
         device: where it runs; None for the GPU if there is one.
         precision: of its linear maps: ``float32``, ``bfloat16`` or ``int8``; ``auto`` for the one that the device is
             quickest in, of those that the model is known to be good in.
+        compile: decode in steps that are compiled when they are first needed, which takes up to minutes: for many
+            images on a GPU. On a CPU precision is float32 then, and weights aren't prepared: it is slower.
 
     Raises:
         UnknownModelError: the name names nothing.
         CheckpointError: what it names can't be read.
-        OptionError: there is no such device, or it doesn't compute in the precision.
+        OptionError: there is no such device, it doesn't compute in the precision, or nothing can be compiled for it.
     """
     place = find_device(device)
     check_precision(precision, place)
-    loaded = load_model(name)
+    if compile:
+        check_compiler(place)
+    if compile and place.type == "cpu":
+        if precision not in (AUTO, "float32"):
+            raise OptionError(f"compile and precision {precision!r} can't be combined on a cpu; choose float32")
+        precision = "float32"
+    loaded = load_model(name, precision if place.type == "cpu" and not compile else None)
     kind = LanguagePipeline if isinstance(loaded.model, LanguageModel) else VisionLanguagePipeline
     pipeline = kind(str(name), loaded, place)
-    pipeline.prepare(choose(precision, loaded.precisions, loaded.model, place))
+    pipeline.prepare(loaded.precision or choose(precision, loaded.precisions, loaded.model, place), compile)
     return pipeline
 
 

@@ -19,7 +19,9 @@ from mm.data.images import convert_image, decode_image, read_image
 from mm.data.labels import TEMPLATE
 from mm.errors import CapabilityError, OptionError
 from mm.generation import GenerationConfig
+from mm.generation.compiled import Steps
 from mm.models.precision import Precision, prepare
+from mm.models.text import TextTransformer
 
 if TYPE_CHECKING:
     from mm.pipeline.language import Filling, Score, Translation
@@ -118,11 +120,13 @@ class Pipeline(ABC):
 
     Attributes:
         precision: what its linear maps compute in.
+        steps: compiled ones that it decodes in; None for none.
     """
 
     model: Any
     capabilities: tuple[str, ...] = ("embed",)
     precision: Precision = "float32"
+    steps: Steps | None = None
 
     def __init__(
         self,
@@ -147,16 +151,23 @@ class Pipeline(ABC):
         """SHA-256 of the weights, in hexadecimal."""
         return str(self._fingerprint)
 
-    def prepare(self, precision: Precision) -> None:
+    def prepare(self, precision: Precision, compile: bool = False) -> None:
         """Prepares the model's weights for inference, once and for all: it can't be trained or saved then.
 
+        Args:
+            precision: of its linear maps.
+            compile: whether its decoder is to decode in compiled steps.
+
         Raises:
-            OptionError: the device doesn't compute in the precision.
+            OptionError: the device doesn't compute in the precision, or there is no decoder.
         """
+        if compile and self.decoder is None:
+            raise OptionError(f"compile is for models that write, and {self.name} doesn't; leave it out")
         if isinstance(self._fingerprint, Fingerprint) and not self._fingerprint.files:
             str(self._fingerprint)  # computed now: it is that of the weights in memory, which change their layout
-        prepare(self.model, precision)
+        prepare(self.model, precision, pack=not compile)
         self.precision = precision
+        self.steps = Steps(self.decoder) if compile and self.decoder is not None else None
 
     def caption(
         self,
@@ -440,6 +451,11 @@ class Pipeline(ABC):
         doing = "take shots" if capability == "shots" else capability
         return CapabilityError(f"{self.name} can't {doing} (it can {has}); models that can: {able}")
 
+    @property
+    @abstractmethod
+    def decoder(self) -> TextTransformer | None:
+        """The model's text decoder; None where it has none."""
+
     @abstractmethod
     def _image_vectors(self, pixels: Tensor) -> Tensor:
         """Maps transformed images to (B, E) vectors of length 1."""
@@ -451,7 +467,10 @@ class Pipeline(ABC):
     def _batches(self, images: ImageLike | Sequence[ImageLike], size: int) -> Iterator[Tensor]:
         items = [images] if isinstance(images, ImageLike) else images
         for start in range(0, len(items), size):
-            yield torch.stack([self.ready(image) for image in items[start : start + size]]).to(self.device)
+            pixels = torch.stack([self.ready(image) for image in items[start : start + size]])
+            if self.device.type == "cuda":
+                pixels = pixels.pin_memory()  # so that it is copied while the host goes on
+            yield pixels.to(self.device, non_blocking=True)
 
 
 def open_image(image: Image.Image | str | Path | bytes) -> Image.Image:

@@ -16,6 +16,7 @@ from mm.errors import CapabilityError, OptionError
 from mm.generation import Generated, GenerationConfig, generate
 from mm.generation.sampling import content_seeds
 from mm.generation.stopping import StopStrings
+from mm.models import TextTransformer
 from mm.pipeline.base import TRANSLATION, Pipeline
 
 
@@ -97,6 +98,10 @@ class LanguagePipeline(Pipeline):
         self.tokenizer = loaded.tokenizer
         self.architecture = loaded.architecture
 
+    @property
+    def decoder(self) -> TextTransformer | None:
+        return self.model.decoder
+
     @torch.inference_mode()
     def translate(
         self,
@@ -124,6 +129,7 @@ class LanguagePipeline(Pipeline):
                 fill=self.tokenizer.padding,
                 text=self.tokenizer,
                 seeds=None if seeds is None else seeds[len(found) : len(found) + len(tokens)],
+                steps=self.steps,
             )
         stops = StopStrings(config.stop, self.tokenizer)
         written = stops.decode([one.tokens[len(lead) - 1 :] for one in found])

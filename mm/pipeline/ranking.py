@@ -20,7 +20,7 @@ def encode_texts(model: VisionLanguageModel, tokenizer: Tokenizer, texts: Sequen
     Returns:
         (B, T) int64 token ids, padded on the right, and (B, T) bool, true at real ones.
     """
-    device = model.encoder.embedding.weight.device
+    device = next(model.parameters()).device
     whole = [tokenizer.tidy(text) for text in texts]
     tokens, padding = tokenizer.pad(tokenizer.encode(whole, model.text_room))
     return torch.from_numpy(tokens).to(device), torch.from_numpy(padding).to(device)

@@ -14,7 +14,7 @@ from mm.data.transforms import ImageTransform, to_pixels
 from mm.errors import OptionError
 from mm.generation import GenerationConfig
 from mm.generation.speculative import Draft
-from mm.models import Conditioning
+from mm.models import Conditioning, TextTransformer
 from mm.pipeline.base import ANSWER, CAPTION, Answer, Caption, ImageLike, Pipeline
 from mm.pipeline.ranking import encode_texts, match_texts
 from mm.pipeline.writing import CaptionStream, Shown, Writer
@@ -42,6 +42,10 @@ class VisionLanguagePipeline(Pipeline):
         self.architecture = loaded.architecture
         self._labels: tuple[tuple[str, ...], np.ndarray] = ((), np.empty((0, width), np.float32))
 
+    @property
+    def decoder(self) -> TextTransformer | None:
+        return self.model.text_decoder
+
     @torch.inference_mode()
     def caption(
         self,
@@ -68,7 +72,7 @@ class VisionLanguagePipeline(Pipeline):
         lead = self._lead(language, [caption for _, caption in shots])
         prompts = [[*lead, *ids] for ids in self.tokenizer.encode_captions(texts)]
         shown = [self._seen(pixels) for pixels in self._batches([image for image, _ in shots], batch_size)]
-        writer = Writer(self.model, self.tokenizer, language, len(lead))
+        writer = Writer(self.model, self.tokenizer, language, len(lead), self.steps)
         captions: list[Caption] = []
         for pixels in self._batches(images, batch_size):
             seen = self._image_tokens(pixels)
@@ -93,7 +97,7 @@ class VisionLanguagePipeline(Pipeline):
         pixels = next(self._batches(image, 1))
         seen = self._image_tokens(pixels)
         begun = [*lead, *self.tokenizer.encode_captions([prompt])[0]]
-        writer = Writer(self.model, self.tokenizer, language, len(lead))
+        writer = Writer(self.model, self.tokenizer, language, len(lead), self.steps)
         return writer.stream(Shown(pixels, seen, self.model.about(seen), [begun]), config)
 
     def _guesser(self, draft: Pipeline, language: str) -> Callable[[Tensor], Draft]:
@@ -158,7 +162,7 @@ class VisionLanguagePipeline(Pipeline):
         self._require_ranking(config)
         texts = _one_for_each("questions", questions, images)
         first = self.tokenizer.languages[self.languages[0]]
-        writer = Writer(self.model, self.tokenizer, self.languages[0])
+        writer = Writer(self.model, self.tokenizer, self.languages[0], steps=self.steps)
         answers: list[Answer] = []
         for pixels in self._batches(images, batch_size):
             asked = texts[len(answers) : len(answers) + len(pixels)]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mm.data.tokenizer import Tokenizer
 from mm.generation import Generated, GenerationConfig, generate_all, stream
+from mm.generation.compiled import Steps
 from mm.generation.degenerate import degenerate
 from mm.generation.sampling import content_seeds
 from mm.generation.speculative import Draft
@@ -54,13 +55,22 @@ class Writer:
         tokenizer: its tokenizer.
         language: code of the language that is written.
         lead: tokens of each prompt that aren't part of its text.
+        steps: compiled ones to decode in; None for none.
     """
 
-    def __init__(self, model: VisionLanguageModel, tokenizer: Tokenizer, language: str, lead: int = 1) -> None:
+    def __init__(
+        self,
+        model: VisionLanguageModel,
+        tokenizer: Tokenizer,
+        language: str,
+        lead: int = 1,
+        steps: Steps | None = None,
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.language = language
         self.lead = lead
+        self.steps = steps
 
     def captions(self, shown: Shown, config: GenerationConfig, retry: bool) -> list[Caption]:
         """Writes about each image; other captions found are the best one's alternatives.
@@ -93,6 +103,7 @@ class Writer:
             seeds=self._seeds(shown, config),
             rank=rank_by_image(self.model, self.tokenizer, config, shown.image_tokens, self.lead),
             draft=shown.draft,
+            steps=self.steps,
         )
         made = iter(self._made([one for some in found for one in some], config))
         captions = []
@@ -114,6 +125,7 @@ class Writer:
             never=self.model.special.image_marks,
             text=self.tokenizer,
             seeds=self._seeds(shown, config),
+            steps=self.steps,
         )
         return CaptionStream(self._pieces(tokens, prompt[self.lead :], config))
 
@@ -190,7 +202,7 @@ def other_ways(config: GenerationConfig) -> list[GenerationConfig]:
     model is, the likeliest of several draws.
     """
     kept = {name: getattr(config, name) for name in ("captions", "min_tokens", "max_tokens", "forbidden", "stop")}
-    penalty, ngram = max(1.2, config.repetition_penalty), min(config.no_repeat_ngram or 3, 3)
+    penalty, ngram = max(1.2, config.repetition_penalty), min(config.no_repeat_ngram or 2, 2)
     beams = max(5, config.beams, config.captions)
     beam = GenerationConfig(
         **kept, beams=beams, repetition_penalty=penalty, no_repeat_ngram=ngram, required=config.required

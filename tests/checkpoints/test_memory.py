@@ -23,7 +23,7 @@ LARGE = {
     "num_hidden_layers": 3,
     "intermediate_size": 4096,
 }
-Measure = Callable[[Path], tuple[int, int]]
+Measure = Callable[..., tuple[int, int]]
 MEASURE = """
 import os, sys
 from mm.checkpoints.resolve import load_model
@@ -32,11 +32,12 @@ def bytes_in_memory(name):
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
 
-load_model(sys.argv[1])  # imports everything that loading needs
+load_model(sys.argv[1], "int8")  # imports everything that loading needs
 for line in sys.stdin:
     if not os.fork():  # each model in a process of its own, whose peak it alone decides
+        folder, precision = line.split()
         before = bytes_in_memory("VmRSS:")
-        model = load_model(line.strip()).model
+        model = load_model(folder, None if precision == "None" else precision).model
         print(bytes_in_memory("VmHWM:") - before, sum(value.nbytes for value in model.parameters()), flush=True)
         os._exit(0)
     os.wait()
@@ -53,8 +54,8 @@ def measure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Measure]:
         assert process.stdin is not None and process.stdout is not None
         asked, answered = process.stdin, process.stdout
 
-        def ask(folder: Path) -> tuple[int, int]:
-            print(folder, file=asked, flush=True)
+        def ask(folder: Path, precision: str | None = None) -> tuple[int, int]:
+            print(folder, precision, file=asked, flush=True)
             growth, size = map(int, answered.readline().split())
             return growth, size
 
@@ -111,3 +112,16 @@ def test_the_peak_is_below_one_and_a_half_times_the_model(layout: str, tmp_path:
     growth, size = measure(LAYOUTS[layout](tmp_path / "large"))
     assert size > 180e6
     assert size < growth < 1.5 * size, f"{growth / size:.2f} times the model"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "share"), [("int8", 0.85), ("float32", 1.45)])
+def test_the_peak_of_a_model_that_is_prepared_while_it_is_read(
+    precision: str, share: float, tmp_path: Path, measure: Measure
+) -> None:
+    """With maps of 8-bit integers, the model is never in memory as it is in the file."""
+    bert(tmp_path, **LARGE | {"vocab_size": 500, "num_hidden_layers": 4})
+    size = (tmp_path / "model.safetensors").stat().st_size
+    growth, left = measure(tmp_path, precision)
+    assert size > 200e6 and left < size / 20  # all but linear maps
+    assert growth < share * size, f"{growth / size:.2f} times the model"

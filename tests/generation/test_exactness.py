@@ -54,11 +54,11 @@ every_kind = pytest.mark.parametrize("kind", MAKERS)
 every_strategy = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
 
-def run(subject: Subject, config: GenerationConfig, which: Sequence[int], cached: bool = True) -> list[list[Generated]]:
+def run(subject: Subject, config: GenerationConfig, which: Sequence[int], **how: Any) -> list[list[Generated]]:
     about, prompts, seeds = subject.about.of(torch.tensor(which)), [PROMPTS[i] for i in which], [5 + i for i in which]
     draft = Draft(disturbed(subject.model), about) if config.draft_tokens != DEFAULTS["draft_tokens"] else None
     options: dict[str, Any] = {"end": END, "fill": FILL, "text": Numbers(), "seeds": seeds, "draft": draft}
-    return generate_all(subject.model, about, prompts, config, cached=cached, **options)
+    return generate_all(subject.model, about, prompts, config, **options, **how)
 
 
 def assert_same(found: list[list[Generated]], expected: list[list[Generated]]) -> None:

@@ -46,6 +46,18 @@ def test_all_pieces_are_the_text_up_to_a_stop_string(kind: str, data: st.DataObj
 
 
 @pytest.mark.parametrize("kind", spelled.KINDS)
+@given(data=st.data())
+def test_stop_strings_in_a_prompt_do_not_end_the_text(kind: str, data: st.DataObject) -> None:
+    words = spelled.tokenizer(kind)
+    tokens = data.draw(spelled.rows(kind))
+    prompt = tokens[: data.draw(st.integers(0, len(tokens)))]
+    stops = StopStrings(data.draw(st.lists(st.sampled_from(spelled.stops(kind)), max_size=3)), words)
+    pieces = Pieces(words, stops, words.decode([prompt])[0])
+    found = [*(pieces.push(token) for token in tokens), pieces.finish()]
+    assert "".join(found) == stops.decode([tokens], [prompt])[0][0]
+
+
+@pytest.mark.parametrize("kind", spelled.KINDS)
 @pytest.mark.parametrize("text", spelled.TEXTS)
 def test_text_comes_early(kind: str, text: str) -> None:
     words = spelled.tokenizer(kind)

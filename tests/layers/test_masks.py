@@ -28,7 +28,22 @@ def test_who_may_look_at_whom(kind: MaskKind, queries: int, padding: torch.Tenso
                     "causal": key <= position,
                     "prefix": key <= position or key < 2,
                 }[kind]
-                assert looks(mask, row, query, key) == (real and allowed)
+                alone = kind == "causal" and queries > 1 and padding is not None and row == 1 and position == 0
+                assert looks(mask, row, query, key) == ((real and allowed) or (alone and key == position))
+
+
+@pytest.mark.parametrize("queries", [2, 4])
+def test_no_position_is_left_without_anything_to_look_at(queries: int) -> None:
+    padding = torch.tensor([[False, False, True, True], [True, True, False, False]])
+    mask = attention_mask("causal", queries, 4, padding=padding)
+    assert mask is not None
+    plain = attention_mask("causal", queries, 4)
+    assert plain is not None
+    blind = ~(plain & padding[:, None, None]).any(-1)
+    assert blind.any() == (queries == 4)
+    assert mask.any(-1).all()
+    assert torch.equal(mask[~blind], (plain & padding[:, None, None])[~blind])
+    assert mask[blind].sum() == blind.sum()
 
 
 def test_no_mask_where_none_is_needed() -> None:

@@ -407,6 +407,29 @@ def test_lengths_that_do_not_fit_are_said_before_data_is_read(
         module.attach(text_data(tmp_path, **data))
 
 
+@pytest.mark.parametrize("learns", ["continue", "translate"])
+def test_texts_are_sampled_and_stopped_as_told_whatever_the_batch(tmp_path: Path, learns: str) -> None:
+    module = talking(tmp_path, learns)
+    data = text_data(tmp_path)
+    module.attach(data)
+
+    def written(size: int, **options: Any) -> list[str]:
+        config = GenerationConfig(strategy="sample", max_tokens=8, **options)
+        run = LanguageRun(module.model.eval(), module.tokenizer, module.target, TextValidation(6, config))
+        data.val_batch_size = size
+        data.setup("validate")
+        with torch.inference_mode():
+            for batch in data.val_dataloader():
+                run.add(batch)
+        return [example["translation" if learns == "translate" else "continued"] for example in run.examples]
+
+    whole = written(4)
+    assert whole == written(1) != written(4, seed=1)
+    stop = next(letter for letter in reversed(whole[0]) if letter.islower() and letter.isascii())
+    stopped = written(4, stop=stop)
+    assert stopped != whole and all(text.startswith(cut) for text, cut in zip(whole, stopped, strict=True))
+
+
 def test_something_is_translated() -> None:
     with pytest.raises(OptionError, match=r"validation.translations must be at least 1, not 0"):
         TextValidation(translations=0)

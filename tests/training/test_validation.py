@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mm.generation import GenerationConfig
 from mm.metrics.captioning import score_captions
 from mm.metrics.retrieval import retrieval_metrics
 from mm.pipeline import VisionLanguagePipeline
+from mm.training.language_validation import TextValidation
 from mm.training.optimizer import OptimizerSettings
 from mm.training.validation import Validation, ValidationRun, draw_captions
 
@@ -157,6 +159,30 @@ def test_photos_without_captions_in_the_language_are_left_out_and_listed(tmp_pat
 def test_something_is_captioned() -> None:
     with pytest.raises(OptionError, match=r"validation.caption_images must be at least 1, not 0"):
         Validation(caption_images=0)
+
+
+@pytest.mark.parametrize("rank_by", ["match", "similarity"])
+def test_captions_are_not_ranked_by_images(rank_by: Any) -> None:
+    config = GenerationConfig(beams=2, best_of=2, rank_by=rank_by)
+    for kind in (Validation, TextValidation):
+        with pytest.raises(OptionError, match=f"validation.generation.rank_by {rank_by} doesn't act in validation"):
+            kind(generation=config)
+        kind(generation=replace(config, rank_by="consensus"))
+
+
+def test_captions_are_sampled_and_stopped_as_told_whatever_the_batch() -> None:
+    def captions(config: GenerationConfig, size: int) -> list[str]:
+        run = ValidationRun(tiny.model(WORDS), WORDS, "en", config, 6)
+        with torch.inference_mode():
+            for start in range(0, 6, size):
+                run.add(pixels()[start : start + size], NAMES[start : start + size], [{}] * size)
+        return list(run.captions.values())
+
+    config = GenerationConfig(max_tokens=8, strategy="sample")
+    whole = captions(config, 6)
+    assert whole == captions(config, 2) != captions(replace(config, seed=1), 6)
+    stop = next(letter for text in whole for letter in text if letter.islower() and letter.isascii())
+    assert captions(replace(config, stop=stop), 3) == [text.partition(stop)[0].strip() for text in whole]
 
 
 def test_training_without_end_is_refused(tmp_path: Path) -> None:
