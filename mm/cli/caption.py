@@ -145,6 +145,7 @@ class Captioner:
             "complete": caption.complete,
             "strategy": caption.strategy,
             "model": self.model.fingerprint,
+            "precision": self.model.precision,
         }
         row |= {name: value for name in ("problem", "retried") if (value := getattr(caption, name)) is not None}
         if self.options.tokens:

@@ -31,6 +31,7 @@ ACTS: dict[str, tuple[Strategy, ...]] = {
 }
 NEEDS = {"diversity": "groups", "rank_by": "best_of"}
 CONTRASTIVE_CANDIDATES = 4
+MOST_ROWS = 1024  # of an image at a time
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class GenerationConfig:
         repetition_penalty: above 1, tokens that are there already, the prompt's too, become less likely (Keskar et al.,
             arXiv:1909.05858). Beam search applies it to log-probabilities, the others to logits.
         no_repeat_ngram: so many tokens in a row never come twice; 0 for no such rule.
-        forbidden: words or phrases that never appear.
-        stop: a caption ends before the first of these texts.
+        forbidden: words or phrases that never appear, in any of the ways the tokenizer writes them.
+        stop: a caption ends before the first of these texts, be it shorter than ``min_tokens``.
         beams: sequences kept at each step of beam search.
         length_penalty: beam search ranks captions by log-probability / tokens ** length_penalty; above 0 favours longer
             ones.
@@ -136,12 +137,16 @@ class GenerationConfig:
                 raise OptionError(f"{name} has a text without words: {getattr(self, name)!r}")
 
     def _check_ranges(self) -> None:
-        for name in ("captions", "beams", "max_tokens", "groups", "draft_tokens"):
-            _check(name, getattr(self, name), at_least=1)
-        for name in ("no_repeat_ngram", "best_of"):
-            _check(name, getattr(self, name), at_least=0)
+        for name in ("captions", "beams", "groups"):
+            _check_count(name, getattr(self, name), at_least=1, at_most=MOST_ROWS)
+        for name in ("max_tokens", "draft_tokens"):
+            _check_count(name, getattr(self, name), at_least=1)
+        _check_count("best_of", self.best_of, at_least=0, at_most=MOST_ROWS)
+        _check_count("min_tokens", self.min_tokens)
+        _check_count("no_repeat_ngram", self.no_repeat_ngram, at_least=0)
+        _check_count("seed", self.seed)
         if self.top_k is not None:
-            _check("top_k", self.top_k, at_least=1)
+            _check_count("top_k", self.top_k, at_least=1)
         _check("length_penalty", self.length_penalty, at_least=-10, at_most=10)
         _check("diversity", self.diversity, at_least=0)
         _check("min_p", self.min_p, at_least=0, at_most=1)
@@ -181,6 +186,13 @@ class GenerationConfig:
 
     def _given(self, name: str) -> bool:
         return bool(getattr(self, name) != DEFAULTS[name])
+
+
+def _check_count(name: str, value: object, *, at_least: float = -math.inf, at_most: float = math.inf) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise OptionError(f"{name} must be a whole number, not {value!r}")
+    if at_least > -math.inf:
+        _check(name, value, at_least=at_least, at_most=at_most)
 
 
 def _check(name: str, value: float, *, at_least: float, at_most: float = math.inf) -> None:

@@ -142,7 +142,7 @@ def generate_all(
         return []
     rank = rank_of(config, rank)
     check_draft(draft, model, config, max(map(len, prompts), default=0))
-    rows = _rows(config) if draft is None else config.draft_tokens + 1
+    rows = _rows(config, model) if draft is None else config.draft_tokens + 1
     streams = config.found if draft is None else STREAMS
     noise = _noise(config, seeds, about.rows, streams, model.embedding.weight.device)
     task = _task(
@@ -204,7 +204,7 @@ def stream(
         about,
         [prompt],
         config,
-        _rows(config),
+        _rows(config, model),
         end=end,
         fill=fill,
         never=never,
@@ -279,9 +279,10 @@ def _noise(
     return draw(seeds, streams, config.max_tokens, device)
 
 
-def _rows(config: GenerationConfig) -> int:
+def _rows(config: GenerationConfig, model: TextTransformer) -> int:
     """Gives how many tokens of an image are read at a time."""
-    return {"beam": config.beams, "contrastive": config.candidates}.get(config.way, config.found)
+    candidates = min(config.candidates, model.embedding.num_embeddings)
+    return {"beam": config.beams, "contrastive": candidates}.get(config.way, config.found)
 
 
 def _task(

@@ -89,7 +89,7 @@ class Attention(nn.Module):
             delattr(self, name)
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:2], -1, self.head_width).transpose(1, 2)
+        return x.view(*x.shape[:2], x.shape[-1] // self.head_width, self.head_width).transpose(1, 2)
 
     def keys_values(self, context: Tensor, rotation: Rotation | None = None) -> KeyValues:
         """Projects (B, T or P, D) ``context`` to what queries are compared with and what they gather.

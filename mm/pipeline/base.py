@@ -445,6 +445,17 @@ class Pipeline(ABC):
         if config.rank_by in RANKED_WITH:
             self.require(RANKED_WITH[config.rank_by])
 
+    def _require_one(self, config: GenerationConfig, doing: str) -> None:
+        """Makes sure that only one text is asked for.
+
+        Raises:
+            OptionError: several are.
+        """
+        if config.captions > 1:
+            raise OptionError(
+                f"captions {config.captions} can't be given by {doing}, which gives one text; leave it out"
+            )
+
     def _lacks(self, capability: str) -> CapabilityError:
         has = ", ".join(self.capabilities)
         able = ABLE.get(capability, f"{', '.join(BUILT_IN)} and those that 'mm fit' trains")
@@ -465,6 +476,8 @@ class Pipeline(ABC):
         """Maps texts to (B, E) vectors of length 1."""
 
     def _batches(self, images: ImageLike | Sequence[ImageLike], size: int) -> Iterator[Tensor]:
+        if size < 1:
+            raise OptionError(f"batch_size must be at least 1, not {size}")
         items = [images] if isinstance(images, ImageLike) else images
         for start in range(0, len(items), size):
             pixels = torch.stack([self.ready(image) for image in items[start : start + size]])

@@ -114,6 +114,7 @@ class LanguagePipeline(Pipeline):
     ) -> list[Translation]:
         language = self._language("translate", to)
         self._require_ranking(config)
+        self._require_one(config, "translate")
         given = [texts] if isinstance(texts, str) else texts
         rows, whole = self._sources(given, source)
         lead = self.tokenizer.begin(language)

@@ -19,7 +19,7 @@ from mm.pipeline.base import ANSWER, CAPTION, Answer, Caption, ImageLike, Pipeli
 from mm.pipeline.ranking import encode_texts, match_texts
 from mm.pipeline.writing import CaptionStream, Shown, Writer
 
-CACHED_NUMBERS = 1 << 20  # in the image tokens that are computed at a time: more fall out of a processor's caches
+CACHED_NUMBERS = 1 << 19  # in the image tokens that are computed at a time: more fall out of a processor's caches
 
 
 class VisionLanguagePipeline(Pipeline):
@@ -66,6 +66,8 @@ class VisionLanguagePipeline(Pipeline):
         guesser = None if draft is None else self._guesser(draft, language)
         if shots:
             self.require("shots")
+            if draft is not None:
+                raise OptionError("shots and draft can't be combined: a draft doesn't see the examples; leave one out")
         if blank := [number for number, (_, caption) in enumerate(shots, 1) if not caption.strip()]:
             raise OptionError(f"shot {blank[0]} of {len(shots)} has no caption")
         texts = _one_for_each("prompts", prompt, images)
@@ -160,6 +162,7 @@ class VisionLanguagePipeline(Pipeline):
     ) -> list[Answer]:
         self.require("ask")
         self._require_ranking(config)
+        self._require_one(config, "ask")
         texts = _one_for_each("questions", questions, images)
         first = self.tokenizer.languages[self.languages[0]]
         writer = Writer(self.model, self.tokenizer, self.languages[0], steps=self.steps)

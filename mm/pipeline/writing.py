@@ -13,7 +13,7 @@ from torch import Tensor
 from mm.data.tokenizer import Tokenizer
 from mm.generation import Generated, GenerationConfig, generate_all, stream
 from mm.generation.compiled import Steps
-from mm.generation.degenerate import degenerate
+from mm.generation.degenerate import CUT, degenerate
 from mm.generation.sampling import content_seeds
 from mm.generation.speculative import Draft
 from mm.generation.stopping import StopStrings
@@ -83,7 +83,7 @@ class Writer:
         captions = self._captions(shown, config)
         if retry:
             for other in other_ways(config):
-                bad = [number for number, caption in enumerate(captions) if caption.problem is not None]
+                bad = [number for number, caption in enumerate(captions) if _can_be_better(caption, config)]
                 again = self._captions(shown.of(bad), other) if bad else []
                 for number, caption in zip(bad, again, strict=True):
                     if caption.problem is None:
@@ -215,7 +215,14 @@ def other_ways(config: GenerationConfig) -> list[GenerationConfig]:
         temperature=0.7,
         top_p=0.9,
         best_of=max(8, config.captions),
+        repetition_penalty=config.repetition_penalty,
         no_repeat_ngram=ngram,
         seed=config.seed,
     )
     return [beam, draws]
+
+
+def _can_be_better(caption: Caption, config: GenerationConfig) -> bool:
+    """Says whether a caption is degenerate, and not only cut because no caption may end before the limit."""
+    forced = config.min_tokens == config.max_tokens
+    return caption.problem is not None and not (caption.problem == CUT and forced)

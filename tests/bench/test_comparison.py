@@ -76,7 +76,7 @@ def test_the_plan_of_a_whole_run() -> None:
         "batch 8, beam 3",
     ]
     own = len(whole.sides) - 1
-    assert steps(whole) == 4 * (own + 1) * 6 + 8 * own * 6 + 4 * (own + 1)
+    assert steps(whole) == 4 * (own + 1) * 6 + 8 * own * 6 + (own + 1)
     assert str(plan(torch.device("cuda"), 5).cases[-1]) == "batch 64, beam 3"
 
 

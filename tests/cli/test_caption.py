@@ -232,7 +232,7 @@ def test_no_space_left_keeps_the_finished_part(model, photos):
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "from mm.cli import main; import mm; import mm.cli.caption; import mm.pipeline;"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500));"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1200, 1200));"
         f"sys.exit(main(['caption', {str(photos)!r}, '--model', {model!r}, '--batch_size=1', '--output=out.jsonl']))"
     )
     done = subprocess.run(

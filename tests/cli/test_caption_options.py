@@ -73,6 +73,7 @@ def test_rows_say_how_a_caption_was_found(run: Run, model: str, photos: Path, tm
             "complete": caption.complete,
             "strategy": "beam max_tokens=9 repetition_penalty=1.2 beams=3",
             "model": loaded.fingerprint,
+            "precision": "float32",
         }
     assert [line.split("\t")[1] for line in out.splitlines()] == [row["caption"] for row in rows]
     assert f"{output}: 4 captions, " in err and " images/s\n" in err

@@ -134,7 +134,9 @@ def test_wrong_use_is_refused_before_any_work() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"beams": 0}, "beams must be at least 1, not 0"),
+        ({"beams": 0}, "beams must be between 1 and 1024, not 0"),
+        ({"beams": 2.5}, "beams must be a whole number, not 2.5"),
+        ({"seed": True}, "seed must be a whole number, not True"),
         ({"max_tokens": 0}, "max_tokens must be at least 1"),
         ({"min_tokens": 9, "max_tokens": 8}, "min_tokens 9 must be between 0 and max_tokens 8"),
         ({"min_tokens": -1}, "min_tokens -1 must be between"),

@@ -18,7 +18,7 @@ import mm
 from mm.checkpoints.directory import save_directory
 from mm.checkpoints.resolve import load_model
 from mm.errors import CheckpointError, OptionError
-from mm.generation import GenerationConfig, generate
+from mm.generation import GenerationConfig, generate, generate_all
 from mm.models import Conditioning, Context
 from mm.training.optimizer import OptimizerSettings
 
@@ -225,16 +225,16 @@ def test_generation(resampled: bool, beams: int, tmp_path: Path) -> None:
 
 
 def spoken(monkeypatch: pytest.MonkeyPatch) -> list[list[list[int]]]:
-    """Notes the prompts of every call of ``generate`` in the pipeline."""
-    from mm.pipeline import vision_language as pipeline
+    """Notes the prompts of every call of ``generate_all`` in the pipeline."""
+    from mm.pipeline import writing
 
     prompts: list[list[list[int]]] = []
 
     def spy(decoder: Any, about: Any, given: Any, *arguments: Any, **options: Any) -> Any:
         prompts.append([list(row) for row in given])
-        return generate(decoder, about, given, *arguments, **options)
+        return generate_all(decoder, about, given, *arguments, **options)
 
-    monkeypatch.setattr(pipeline, "generate", spy)
+    monkeypatch.setattr(writing, "generate_all", spy)
     return prompts
 
 
