@@ -51,7 +51,7 @@ class GenerationConfig:
         repetition_penalty: above 1, tokens that are there already, the prompt's too, become less likely (Keskar et al.,
             arXiv:1909.05858). Beam search applies it to log-probabilities, the others to logits.
         no_repeat_ngram: so many tokens in a row never come twice; 0 for no such rule.
-        forbidden: words or phrases that never appear, in any of the ways the tokenizer writes them.
+        forbidden: words or phrases that never appear; in a stream, in none of the ways the tokenizer writes them.
         stop: a caption ends before the first of these texts, be it shorter than ``min_tokens``.
         beams: sequences kept at each step of beam search.
         length_penalty: beam search ranks captions by log-probability / tokens ** length_penalty; above 0 favours longer

@@ -11,16 +11,21 @@ import torch
 from torch import Tensor
 
 from mm.data.tokenizer import Tokenizer
+from mm.errors import OptionError
 from mm.generation import Generated, GenerationConfig, generate_all, stream
 from mm.generation.compiled import Steps
 from mm.generation.degenerate import CUT, degenerate
+from mm.generation.forbidding import Stricter, leaks
 from mm.generation.sampling import content_seeds
 from mm.generation.speculative import Draft
 from mm.generation.stopping import StopStrings
 from mm.generation.streaming import Pieces
+from mm.generation.text import Text
 from mm.models import Conditioning, VisionLanguageModel
 from mm.pipeline.base import Caption, Token
 from mm.pipeline.ranking import rank_by_image
+
+MOST_TRIES = 32
 
 
 class Shown(NamedTuple):
@@ -91,7 +96,36 @@ class Writer:
         return captions
 
     def _captions(self, shown: Shown, config: GenerationConfig) -> list[Caption]:
-        found = generate_all(
+        found = self._generate(shown, config, self.tokenizer)
+        for number, captions in enumerate(found if config.forbidden else ()):
+            found[number] = self._without_leaks(shown, number, captions, config)
+        made = iter(self._made([one for some in found for one in some], config))
+        captioned = []
+        for some in found:
+            best, *others = (next(made) for _ in some)
+            captioned.append(replace(best, alternatives=tuple(others)))
+        return captioned
+
+    def _without_leaks(
+        self, shown: Shown, number: int, captions: list[Generated], config: GenerationConfig
+    ) -> list[Generated]:
+        """Writes about an image again while a forbidden phrase stands there in tokens that are none of its spellings.
+
+        Raises:
+            OptionError: there is no end to it.
+        """
+        further: dict[str, list[list[int]]] = {}
+        for _ in range(MOST_TRIES):
+            rows = [one.tokens[one.begun :] for one in captions]
+            found = leaks(Stricter(self.tokenizer, further), config.forbidden, rows)
+            if not found:
+                return captions
+            further = {phrase: [*further.get(phrase, ()), *found.get(phrase, ())] for phrase in config.forbidden}
+            (captions,) = self._generate(shown.of([number]), config, Stricter(self.tokenizer, further))
+        raise OptionError(f"forbidden {min(found)!r} can't be kept out: the model writes it in ever other tokens")
+
+    def _generate(self, shown: Shown, config: GenerationConfig, text: Text) -> list[list[Generated]]:
+        return generate_all(
             self.model.decoder,
             shown.about,
             shown.prompts,
@@ -99,18 +133,12 @@ class Writer:
             end=self.tokenizer.end,
             fill=self.tokenizer.padding,
             never=self.model.special.image_marks,
-            text=self.tokenizer,
+            text=text,
             seeds=self._seeds(shown, config),
             rank=rank_by_image(self.model, self.tokenizer, config, shown.image_tokens, self.lead),
             draft=shown.draft,
             steps=self.steps,
         )
-        made = iter(self._made([one for some in found for one in some], config))
-        captions = []
-        for some in found:
-            best, *others = (next(made) for _ in some)
-            captions.append(replace(best, alternatives=tuple(others)))
-        return captions
 
     def stream(self, shown: Shown, config: GenerationConfig) -> CaptionStream:
         """Writes about a single image, and gives the text piece by piece."""
