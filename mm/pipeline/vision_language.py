@@ -137,11 +137,15 @@ class VisionLanguagePipeline(Pipeline):
         return self.model.seen_tokens(self._image_tokens(pixels))
 
     def _image_tokens(self, pixels: Tensor) -> Tensor:
-        """Maps transformed images to (B, P, D) image tokens, on a CPU as many at a time as stay within its caches."""
+        """Maps transformed images to (B, P, D) image tokens, on a CPU as many at a time as stay within its caches.
+
+        In reduced precision that is one, as the last bits of what a network gives depend on how many images it sees, and
+        rounding to few bits may make much of them.
+        """
         if self.device.type != "cpu":
             return self.model.image_tokens(to_pixels(pixels).to(next(self.model.vision.parameters()).dtype))
         first = self.model.image_tokens(to_pixels(pixels[:1]))
-        size = max(1, CACHED_NUMBERS // first.numel())
+        size = max(1, CACHED_NUMBERS // first.numel()) if self.precision == "float32" else 1
         others = [self.model.image_tokens(to_pixels(part)) for part in pixels[1:].split(size) if len(part)]
         return torch.cat([first, *others])
 
