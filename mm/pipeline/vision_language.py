@@ -139,7 +139,7 @@ class VisionLanguagePipeline(Pipeline):
     def _image_tokens(self, pixels: Tensor) -> Tensor:
         """Maps transformed images to (B, P, D) image tokens, on a CPU as many at a time as stay within its caches.
 
-        In reduced precision that is one, as the last bits of what a network gives depend on how many images it sees, and
+        In reduced precision that is one: the last bits of what a network gives depend on how many images it sees, and
         rounding to few bits may make much of them.
         """
         if self.device.type != "cpu":
