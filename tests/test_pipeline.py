@@ -171,7 +171,7 @@ def test_captions_are_ranked_by_the_image(model: VisionLanguagePipeline, rank_by
 def candidates(model: VisionLanguagePipeline, image: Image.Image, config: GenerationConfig) -> list[str]:
     """All captions that are found for an image."""
     (pixels,) = model._batches(image, 1)
-    about = model.model.about(model._image_tokens(pixels))
+    about = model.model.about(model.image_tokens(pixels))
     seeds = content_seeds(config, [pixels[0].numpy().tobytes()])
     words = model.tokenizer
     prompts = [[words.languages["en"]]]

@@ -6,13 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from mm.bench.measure import median
 from mm.bench.peers import OwnModel
 from mm.checkpoints.directory import read_config
 from mm.errors import UsageError

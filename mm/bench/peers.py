@@ -99,12 +99,12 @@ class OwnModel:
 
     def pixels(self, images: Sequence[Image]) -> Tensor:
         """Makes (B, 3, H, W) uint8 of decoded images, as the model takes them."""
-        return next(self.pipeline._batches(list(images), len(images)))
+        return torch.stack([self.pipeline.ready(image) for image in images]).to(self.pipeline.device)
 
     @torch.inference_mode()
     def see(self, images: Tensor) -> Conditioning:
         """Does what is done once for each of (B, 3, H, W) uint8 images, the image keys and values included."""
-        return self.pipeline.model.about(self.pipeline._image_tokens(images))
+        return self.pipeline.model.about(self.pipeline.image_tokens(images))
 
     def write(self, about: Conditioning, config: GenerationConfig) -> list[Generated]:
         """Captions images that were seen; the tokens of captions are without what all of them begin with."""

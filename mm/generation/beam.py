@@ -188,7 +188,6 @@ class BeamSearch:
     def _advance(self, likely: Tensor, sums: Tensor, source: Tensor, token: Tensor, step: int) -> Tensor:
         """Finishes captions that end, and lets the best others go on; gives the (B, G * K) rows they come from."""
         running, config = self.running, self.config
-        shape = running.scores.shape
         rows = source + torch.arange(self.groups, device=source.device)[:, None] * self.beams
         before = running.rows.gather(1, rows.flatten(1)[..., None].expand(-1, -1, running.rows.shape[-1]))
         grown = torch.cat([before, token.flatten(1)[..., None]], -1).unflatten(1, (self.groups, -1))
@@ -214,7 +213,6 @@ class BeamSearch:
         running.gained = _pick(gained, chosen)
         reachable = running.scores.amax(-1) / (step + 1) ** config.length_penalty
         self.done = self.done | (reachable <= self.finished.scores[self.alive][..., -1])
-        assert running.scores.shape == shape
         return rows.gather(2, chosen).flatten(1)
 
     def certain(self) -> list[int]:

@@ -41,8 +41,8 @@ class Decoder:
         self.cache = model.cache(about.rows, ahead + capacity) if cached else None
         self.prompts, self.padding = prompts, padding
         self.hidden: Tensor  # (B, T, D) hidden states of what was read last
-        self._tokens = prompts[:, :0]  # (B, S) all tokens of the tree
-        self._keys = prompts[:, :0]  # (B, S) their places
+        self._keys = prompts[:, :0]  # (B, S) the places of all tokens of the tree
+        self._tokens = prompts[:, :0]  # (B, S) those tokens; where nothing is cached
         self._seen: list[Tensor] = []  # for each step, (B, T, S) which tokens the new ones see; where nothing is cached
         self._sees: Tensor | None = None  # (B, K, S) which tokens belong to each row; None where all do
         self._places: Tensor  # (B, K) the place of each row's last token
@@ -104,7 +104,7 @@ class Decoder:
         Args:
             steps: (B,) how many tokens it goes back, fewer than the row has.
         """
-        whole = torch.ones_like(self._tokens, dtype=torch.bool)[:, None]
+        whole = torch.ones_like(self._keys, dtype=torch.bool)[:, None]
         sees = whole if self._sees is None else self._sees[:, -1:]
         behind = sees.flip(2).cumsum(2).flip(2)
         self._sees = sees & (behind > steps[:, None, None])
@@ -113,7 +113,7 @@ class Decoder:
     def _grow(self, tokens: Tensor, parents: Tensor | None, own: Tensor, steps: Tensor | int) -> Tensor:
         count = tokens.shape[1]
         if self._sees is None and (parents is not None or count > 1):
-            self._sees = torch.ones_like(self._tokens, dtype=torch.bool)[:, None]
+            self._sees = torch.ones_like(self._keys, dtype=torch.bool)[:, None]
         places, sees = self._places, self._sees
         if parents is not None and sees is not None:
             places, sees = places.gather(1, parents), _rows(sees, parents)
@@ -125,11 +125,11 @@ class Decoder:
         return self.model.logits(self._read(tokens, self._places, sees)).float()
 
     def _read(self, tokens: Tensor, places: Tensor, sees: Tensor | None) -> Tensor:
-        self._tokens = torch.cat([self._tokens, tokens], 1)
         self._keys = torch.cat([self._keys, places], 1)
         if self.cache is not None:
             layout = Layout(places, sees, self._keys)
         else:
+            self._tokens = torch.cat([self._tokens, tokens], 1)
             size = self._tokens.shape[1]
             self._seen.append(tokens.new_ones(*tokens.shape, size, dtype=torch.bool) if sees is None else sees)
             whole = [F.pad(seen, (0, size - seen.shape[2]), value=False) for seen in self._seen]
@@ -154,7 +154,8 @@ class Decoder:
         self.about = self.about.of(images)
         if self.cache is not None:
             self.cache.select(images)
-        self._tokens, self._keys, self._places = self._tokens[images], self._keys[images], self._places[images]
+        self._keys, self._places = self._keys[images], self._places[images]
+        self._tokens = self._tokens[images]
         self._sees = None if self._sees is None else self._sees[images]
         self._seen = [seen[images] for seen in self._seen]
 

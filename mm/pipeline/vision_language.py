@@ -77,7 +77,7 @@ class VisionLanguagePipeline(Pipeline):
         writer = Writer(self.model, self.tokenizer, language, len(lead), self.steps)
         captions: list[Caption] = []
         for pixels in self._batches(images, batch_size):
-            seen = self._image_tokens(pixels)
+            seen = self.image_tokens(pixels)
             about = self._about_shots(torch.cat(shown), seen, lead) if shown else self.model.about(seen)
             begun = prompts[len(captions) : len(captions) + len(pixels)]
             guess = None if guesser is None else guesser(pixels)
@@ -97,7 +97,7 @@ class VisionLanguagePipeline(Pipeline):
         self._require_ranking(config)
         lead = self._lead(language, [])
         pixels = next(self._batches(image, 1))
-        seen = self._image_tokens(pixels)
+        seen = self.image_tokens(pixels)
         begun = [*lead, *self.tokenizer.encode_captions([prompt])[0]]
         writer = Writer(self.model, self.tokenizer, language, len(lead), self.steps)
         return writer.stream(Shown(pixels, seen, self.model.about(seen), [begun]), config)
@@ -121,7 +121,7 @@ class VisionLanguagePipeline(Pipeline):
                 "they must be the same"
             )
         other = draft
-        return lambda pixels: Draft(other.model.decoder, other.model.about(other._image_tokens(pixels)))
+        return lambda pixels: Draft(other.model.decoder, other.model.about(other.image_tokens(pixels)))
 
     def _lead(self, language: str, captions: Sequence[str]) -> list[int]:
         """Gives the tokens in front of a caption's words: before what every caption begins with, those of examples."""
@@ -134,9 +134,9 @@ class VisionLanguagePipeline(Pipeline):
 
     def _seen(self, pixels: Tensor) -> Tensor:
         """Maps transformed images to what the text decoder sees of them."""
-        return self.model.seen_tokens(self._image_tokens(pixels))
+        return self.model.seen_tokens(self.image_tokens(pixels))
 
-    def _image_tokens(self, pixels: Tensor) -> Tensor:
+    def image_tokens(self, pixels: Tensor) -> Tensor:
         """Maps transformed images to (B, P, D) image tokens, on a CPU as many at a time as stay within its caches.
 
         In reduced precision that is one: the last bits of what a network gives depend on how many images it sees, and
@@ -173,7 +173,7 @@ class VisionLanguagePipeline(Pipeline):
         answers: list[Answer] = []
         for pixels in self._batches(images, batch_size):
             asked = texts[len(answers) : len(answers) + len(pixels)]
-            seen = self._image_tokens(pixels)
+            seen = self.image_tokens(pixels)
             about = self.model.about_question(seen, *encode_texts(self.model, self.tokenizer, asked))
             written = writer.captions(Shown(pixels, seen, about, [[first]] * len(asked)), config, retry=False)
             answers += [
@@ -183,7 +183,7 @@ class VisionLanguagePipeline(Pipeline):
         return answers
 
     def _image_vectors(self, pixels: Tensor) -> Tensor:
-        return self.model.image_embedding(self._image_tokens(pixels))
+        return self.model.image_embedding(self.image_tokens(pixels))
 
     def _text_vectors(self, texts: Sequence[str]) -> Tensor:
         return self.model.text_embedding(*encode_texts(self.model, self.tokenizer, texts))
@@ -213,7 +213,7 @@ class VisionLanguagePipeline(Pipeline):
         tokens, padding = encode_texts(self.model, self.tokenizer, texts)
         rows = []
         for pixels in self._batches(images, 16):
-            for image in self._image_tokens(pixels):
+            for image in self.image_tokens(pixels):
                 rows.append(match_texts(self.model, image, tokens, padding).cpu())
         return torch.stack([*rows]).numpy() if rows else np.empty((0, len(texts)), np.float32)
 
