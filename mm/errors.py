@@ -45,11 +45,13 @@ class DataError(MMError):
     Args:
         message: the whole line for the reader.
         reason: a few words that are the same for all failures of this kind, to count them by.
+        offset: where in the shard it is, in bytes, if that is known.
     """
 
-    def __init__(self, message: str, reason: str = "unusable") -> None:
+    def __init__(self, message: str, reason: str = "unusable", offset: int | None = None) -> None:
         super().__init__(message)
         self.reason = reason
+        self.offset = offset
 
 
 class ImageError(DataError):

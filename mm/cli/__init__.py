@@ -17,7 +17,7 @@ COMMANDS = {
     "score": "say how likely a language model finds texts",
     "index": "put photos, folders and shards into a gallery",
     "search": "search a gallery in words or by image",
-    "shards": "make WebDataset shards, or check them",
+    "shards": "make WebDataset shards, check them, or count what they hold",
     "tokenizer": "learn a tokenizer from the captions of shards",
     "fit": "train or fine-tune a model",
     "validate": "measure a model in training on its validation split",

@@ -60,6 +60,7 @@ class Rejection:
         detail: one line about this one.
         samples: how many samples were lost. 1 for a sample; for a damaged shard with a manifest, the
             number that the manifest promises and that couldn't be read (0 where all of them could).
+        offset: where in the shard it is, in bytes, if that is known.
     """
 
     source: str
@@ -67,11 +68,12 @@ class Rejection:
     reason: str
     detail: str = ""
     samples: int = 1
+    offset: int | None = None
 
     @classmethod
     def of(cls, error: DataError, source: str, key: str = "", samples: int = 1) -> Rejection:
         """The rejection that an error stands for."""
-        return cls(source, key, error.reason, str(error), samples)
+        return cls(source, key, error.reason, str(error), samples, error.offset)
 
 
 @dataclass
