@@ -62,6 +62,10 @@ class ShardError(DataError):
     """A tar shard that is damaged, cut short, or at odds with its manifest."""
 
 
+class TrainingError(MMError):
+    """Training that went wrong: a loss, gradients or weights that nothing good can follow from."""
+
+
 class GalleryError(MMError):
     """A gallery that can't be opened, or that another model built."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -86,6 +87,29 @@ def multiply_rate(precision: Precision, device: torch.device) -> float:
     return 2 * SIDE**3 / least_seconds(lambda: layer(x), device)
 
 
+def run_child(module: str, arguments: Sequence[str], variables: Mapping[str, str] | None = None) -> str:
+    """Runs a module in a process of its own.
+
+    Args:
+        module: its name.
+        arguments: its arguments.
+        variables: environment variables that differ from this process's.
+
+    Returns:
+        The last line that it printed.
+
+    Raises:
+        MMError: it failed.
+    """
+    command = [sys.executable, "-m", module, *arguments]
+    environment = {**os.environ, **(variables or {})}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    if done.returncode:
+        raise MMError(f"{module} {' '.join(arguments)}: failed ({lines[-1] if lines else done.returncode})")
+    return done.stdout.splitlines()[-1]
+
+
 def peak_of_child(module: str, arguments: Sequence[str]) -> int | None:
     """Runs a module in a process of its own.
 
@@ -99,11 +123,7 @@ def peak_of_child(module: str, arguments: Sequence[str]) -> int | None:
     Raises:
         MMError: it failed.
     """
-    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False)
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    if done.returncode:
-        raise MMError(f"{module} {' '.join(arguments)}: failed ({lines[-1] if lines else done.returncode})")
-    printed = done.stdout.split()[-1]
+    printed = run_child(module, arguments)
     return int(printed) if printed.isdigit() else None
 
 

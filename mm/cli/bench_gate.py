@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 
 from mm.cli import common
-from mm.data.manifest import Manifest
 from mm.data.samples import Rejection, Sample, Tally
 
 if TYPE_CHECKING:
@@ -24,9 +23,9 @@ def run(arguments: Sequence[str], program: str) -> int:
     options = _options(arguments, program)
 
     from mm.bench.gate import save_precisions
-    from mm.data.datamodule import expand
+    from mm.data.opening import find_manifest
 
-    manifest, tally = Manifest.of(expand(options.data)), Tally()
+    manifest, tally = find_manifest(options.data), Tally()
     gate = _open(options)
     total = manifest.total if options.limit is None else min(manifest.total, options.limit)
     samples = itertools.islice(common.captioned(manifest, [options.language]), options.limit)

@@ -26,9 +26,9 @@ def run(arguments: Sequence[str], program: str) -> int:
     """Runs ``mm eval``."""
     options = _options(arguments, program)
 
-    from mm.data.datamodule import expand
+    from mm.data.opening import find_manifest
 
-    manifest = Manifest.of(expand(options.data))
+    manifest = find_manifest(options.data)
 
     import mm
 

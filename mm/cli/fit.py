@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mm.checkpoints.directory import read_checkpoint
 from mm.cli.common import add_json, print_json, wrong_use
@@ -22,10 +24,13 @@ from mm.data.texts import TextData
 from mm.errors import OptionError, UsageError
 from mm.files import make_folder
 from mm.progress import progress
-from mm.training.callbacks import WholeCheckpoints, checkpoint_folder
+from mm.training.callbacks import LastCheckpoint
+from mm.training.guarding import LossGuard
 from mm.training.language import LanguageTraining
 from mm.training.memory import keep_large_allocations
 from mm.training.module import VisionLanguageTraining
+from mm.training.saving import WholeCheckpoints, checkpoint_folder
+from mm.training.stopping import StopOnSignal
 
 # What is trained, and on which data; by the name that the key 'task' of a config file gives it.
 TASKS: dict[str, tuple[type[Any], type[Any]]] = {
@@ -48,6 +53,7 @@ class TrainingCLI(LightningCLI):
     """LightningCLI that gives the data what it needs of the model, and logs under ``trainer.default_root_dir``."""
 
     task: str
+    stopping: StopOnSignal
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer, with CSV and TensorBoard logs unless the configuration names other loggers."""
@@ -63,15 +69,17 @@ class TrainingCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        callbacks.append(self.stopping)
         if self.settings.json and config.get("callbacks"):
             noisy = ProgressBar, ModelSummary
             config["callbacks"] = [callback for callback in config["callbacks"] if not isinstance(callback, noisy)]
         return super()._instantiate_trainer(config, callbacks)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds ``--task`` and ``--json``."""
+        """Adds ``--task``, ``--json`` and ``--loss_guard``."""
         parser.add_argument("--task", default=self.task, help=f"what is trained: {' or '.join(TASKS)}")
         add_json(parser)
+        parser.add_lightning_class_args(LossGuard, "loss_guard")
 
     @property
     def settings(self) -> Namespace:
@@ -92,6 +100,8 @@ class TrainingCLI(LightningCLI):
             if path.is_file() or name != "last":  # without a last one, training begins
                 self.kept = read_checkpoint(path, mmap=True)["mm"]
                 self.settings.ckpt_path = str(path)
+        elif self.config["subcommand"] == "fit" and not self.settings.trainer.fast_dev_run:
+            _spare_checkpoints(self.root)
         if self.settings.json and "verbose" in self.settings:
             self.settings.verbose = False
 
@@ -115,6 +125,20 @@ def _find_checkpoint(name: str, root: Path) -> Path:
     if not Path(name).is_file():
         raise UsageError(f"--ckpt_path {name}: no such file; 'last' goes on from where the last run was stopped")
     return Path(name)
+
+
+def _spare_checkpoints(root: Path) -> None:
+    """Makes sure that training from the beginning overwrites nothing.
+
+    Raises:
+        UsageError: there are checkpoints of an earlier run.
+    """
+    for path in (checkpoint_folder(root) / f"{name}.ckpt" for name in ("last", "best")):
+        if path.exists():
+            raise UsageError(
+                f"{path} is of an earlier run, and would be overwritten: go on from it with --ckpt_path last, give "
+                f"another folder as --trainer.default_root_dir, or remove {path.parent}"
+            )
 
 
 def find_task(arguments: Sequence[str]) -> str:
@@ -148,16 +172,36 @@ def run(arguments: Sequence[str], program: str) -> int:
     TrainingCLI.task = find_task(arguments)
     module, data = TASKS[TrainingCLI.task]
     warnings.filterwarnings("ignore", ".*(does not have many workers|LightningCLI's args parameter|LeafSpec).*")
-    cli = TrainingCLI(
-        module,
-        data,
-        args=[program.removeprefix("mm "), *arguments],
-        save_config_kwargs={"overwrite": True},
-        trainer_defaults={"use_distributed_sampler": False},
-        seed_everything_default=0,
-        parser_class=TrainingParser,
-        parser_kwargs={"prog": "mm"},
-        auto_configure_optimizers=False,
-    )
+    stopping = TrainingCLI.stopping = StopOnSignal()
+    with stopping.listening():
+        try:
+            cli = TrainingCLI(
+                module,
+                data,
+                args=[program.removeprefix("mm "), *arguments],
+                save_config_kwargs={"overwrite": True},
+                trainer_defaults={"use_distributed_sampler": False},
+                seed_everything_default=0,
+                parser_class=TrainingParser,
+                parser_kwargs={"prog": "mm"},
+                auto_configure_optimizers=False,
+            )
+        except SIGTERMException:
+            return _report_stop(stopping, program)
     cli.report()
     return 0
+
+
+def _report_stop(stopping: StopOnSignal, program: str) -> int:
+    """Says where a run was stopped, and how to go on; gives the exit status."""
+    trainer, number = stopping.trainer, stopping.received
+    assert number is not None
+    if trainer is not None and not trainer.is_global_zero:
+        return 0  # where one of its processes fails, Lightning kills the first one
+    callbacks = trainer.checkpoint_callbacks if trainer is not None else []
+    saved = [callback.saved for callback in callbacks if isinstance(callback, LastCheckpoint) and callback.saved]
+    outcome = "this run has saved nothing"
+    if trainer is not None and saved:
+        outcome = f"step {trainer.global_step}; go on with --ckpt_path last, from {saved[0]}"
+    print(f"{program}: stopped by {number.name}: {outcome}", file=sys.stderr)
+    return 128 + number

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mm.cli import common
-from mm.data.manifest import Manifest
 from mm.data.samples import Tally
 from mm.data.tokenizer import Tokenizer, clean_caption
 from mm.files import make_folder, write_whole
@@ -23,9 +22,9 @@ def run(arguments: Sequence[str], program: str) -> int:
     options = common.parse(parser, arguments)
     Tokenizer.train([], options.vocabulary, options.languages)  # options that can't be met end here
 
-    from mm.data.datamodule import expand
+    from mm.data.opening import find_manifest
 
-    manifest = Manifest.of(expand(options.data))
+    manifest = find_manifest(options.data)
     make_folder(options.output.parent)
     common.check_writable(options.output)
 

@@ -14,20 +14,88 @@ from torch.utils.data import Dataset
 from mm.data.features import FeatureStore
 from mm.data.images import decode_image
 from mm.data.order import Place
-from mm.data.samples import Sample
-from mm.data.shards import IndexedShards
+from mm.data.reading import IndexedShards
+from mm.data.samples import Rejection, Sample
 from mm.data.tokenizer import Tokenizer
-from mm.data.transforms import ImageTransform, to_pixels
+from mm.data.transforms import ImageTransform
+from mm.errors import DataError
 
 Batch = dict[str, Any]
 
 
-class TrainingSet(Dataset[dict[str, Any]]):
+class PlacedSet(Dataset[dict[str, Any]]):
+    """Samples that are chosen by their places in the order, a batch at a time.
+
+    Args:
+        shards: where samples are read from.
+        usable: (n,) sorted indices into ``shards`` of the samples to use.
+        seed: what all choices depend on, with epoch and sample.
+    """
+
+    def __init__(self, shards: IndexedShards, usable: np.ndarray, seed: int) -> None:
+        self.shards = shards
+        self.usable = usable
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.usable)
+
+    def __getitem__(self, place: Place) -> dict[str, Any]:
+        """Makes a sample ready for a batch.
+
+        Raises:
+            DataError: it can't be read.
+        """
+        raise NotImplementedError
+
+    def stack(self, items: Sequence[dict[str, Any]]) -> Batch:
+        """Makes a batch of samples that are ready."""
+        raise NotImplementedError
+
+    def __getitems__(self, places: Sequence[Place]) -> list[dict[str, Any] | Rejection]:
+        """Makes the samples of a batch ready, read in the order of their shards; what can't be read is rejected."""
+        made: list[dict[str, Any] | Rejection] = [{}] * len(places)
+        for at in sorted(range(len(places)), key=lambda at: places[at].index):
+            made[at] = self._attempt(places[at])
+        if all(isinstance(item, Rejection) for item in made):
+            made.append(self._stand_in(places[0]))
+        return made
+
+    def collate(self, items: Sequence[dict[str, Any] | Rejection]) -> Batch:
+        """Makes a batch of those samples that weren't rejected, as ``stack`` does.
+
+        Returns:
+            Further ``index`` (B,), ``keys`` that name the samples, and ``rejected`` with the others' rejections.
+        """
+        ready = [item for item in items if not isinstance(item, Rejection)]
+        return self.stack(ready) | {
+            "index": torch.tensor([item["index"] for item in ready]),
+            "keys": [self.shards.name(item["index"]) for item in ready],
+            "rejected": [item for item in items if isinstance(item, Rejection)],
+        }
+
+    def _attempt(self, place: Place) -> dict[str, Any] | Rejection:
+        try:
+            return {"index": place.index} | self[place]
+        except DataError as error:
+            return Rejection.of(error, self.shards.name(place.index), self.shards.key(place.index))
+
+    def _stand_in(self, place: Place) -> dict[str, Any]:
+        """Gives the next sample that can be read, for a batch that all ranks need but that would be empty here."""
+        at = int(np.searchsorted(self.usable, place.index))
+        others = (Place(place.epoch, int(self.usable[(at + step) % len(self)])) for step in range(1, len(self)))
+        found = next((item for item in map(self._attempt, others) if not isinstance(item, Rejection)), None)
+        if found is None:
+            raise DataError("data.train: not one of its samples can be read any more", "no samples")
+        return found
+
+
+class TrainingSet(PlacedSet):
     """Training samples: one view of an image and a few of its captions, all chosen by (seed, epoch, sample).
 
     Args:
         shards: where samples are read from.
-        usable: indices into ``shards`` of the samples that have captions.
+        usable: (n,) sorted indices into ``shards`` of the samples that have captions.
         transform: makes an image's views.
         tokenizer: turns captions into tokens.
         captions: how many captions of each language a sample gives; fewer where an image has fewer.
@@ -40,7 +108,7 @@ class TrainingSet(Dataset[dict[str, Any]]):
     def __init__(
         self,
         shards: IndexedShards,
-        usable: Sequence[int],
+        usable: np.ndarray,
         transform: ImageTransform,
         tokenizer: Tokenizer,
         *,
@@ -50,39 +118,34 @@ class TrainingSet(Dataset[dict[str, Any]]):
         seed: int,
         features: FeatureStore | None = None,
     ) -> None:
-        self.shards = shards
-        self.usable = usable
+        super().__init__(shards, usable, seed)
         self.transform = transform
         self.tokenizer = tokenizer
         self.captions = dict(captions)
         self.views = views
         self.max_tokens = max_tokens
-        self.seed = seed
         self.features = features
 
-    def __len__(self) -> int:
-        return len(self.usable)
-
-    def pixels(self, index: int, view: int) -> Tensor:
-        """Decodes one view of one sample: (3, H, W) uint8.
+    def pixels(self, row: int, view: int) -> Tensor:
+        """Makes one view of one of the usable samples: (3, H, W) uint8.
 
         Raises:
             DataError: the sample or its image can't be read.
         """
-        sample = self.shards[self.usable[index]]
-        return self.transform.view(decode_image(sample.image, sample.source), view, (self.seed, index))
+        return self._view(self.shards[int(self.usable[row])], int(self.usable[row]), view)
+
+    def _view(self, sample: Sample, index: int, view: int) -> Tensor:
+        return self.transform.view_of(sample.image, sample.source, view, (self.seed, index))
 
     def __getitem__(self, place: Place) -> dict[str, Any]:
         random = np.random.default_rng([self.seed, place.epoch, place.index])
         view = int(random.integers(self.views)) if self.views else 2 + int(random.integers(2**31))
-        sample = self.shards[self.usable[place.index]]
-        item: dict[str, Any] = {"index": place.index}
+        sample = self.shards[place.index]
+        item: dict[str, Any] = {"index": place.index, "captions": []}
         if self.features is not None:
-            item["features"] = self.features[place.index, view]
+            item["features"] = self.features[int(np.searchsorted(self.usable, place.index)), view]
         else:
-            image = decode_image(sample.image, sample.source)
-            item["pixels"] = self.transform.view(image, view, (self.seed, place.index))
-        item["captions"] = []
+            item["pixels"] = self._view(sample, place.index, view)
         for language, count in self.captions.items():
             known = sample.captions.get(language, [])
             texts = [self.tokenizer.tidy(known[i]) for i in random.permutation(len(known))[:count]]
@@ -90,16 +153,16 @@ class TrainingSet(Dataset[dict[str, Any]]):
             item["captions"] += [(ids, first) for ids in self.tokenizer.encode_captions(texts, self.max_tokens + 1)]
         return item
 
-    def collate(self, items: Sequence[dict[str, Any]]) -> Batch:
+    def stack(self, items: Sequence[dict[str, Any]]) -> Batch:
         """Stacks samples, and cuts their captions.
 
         Captions are sorted by length, so that a few groups of them need little padding.
 
         Returns:
-            ``pixels`` (B, 3, H, W) in [0, 1] or ``features`` (B, ...); ``index`` (B,); ``tokens`` and ``padding``
-            (M, T) for the M captions of all images; ``complete`` (M,), false where a caption was cut; ``languages``
-            (M,) first tokens; ``rows`` (M,) the image in the batch that each caption belongs to; ``groups``, a list of
-            (first caption, last caption + 1, tokens of the longest).
+            ``pixels`` (B, 3, H, W) uint8 or ``features`` (B, ...); ``tokens`` and ``padding`` (M, T) for the M captions
+            of all images; ``complete`` (M,), false where a caption was cut; ``languages`` (M,) first tokens; ``rows``
+            (M,) the image in the batch that each caption belongs to; ``groups``, a list of (first caption, last
+            caption + 1, tokens of the longest).
         """
         captions = sorted(
             ((ids, language, row) for row, item in enumerate(items) for ids, language in item["captions"]),
@@ -108,7 +171,6 @@ class TrainingSet(Dataset[dict[str, Any]]):
         tokens, padding = self.tokenizer.pad([ids[: self.max_tokens] for ids, _, _ in captions])
         cuts = np.linspace(0, len(captions), 4).round().astype(int).tolist()
         batch: Batch = {
-            "index": torch.tensor([item["index"] for item in items]),
             "tokens": torch.from_numpy(tokens),
             "padding": torch.from_numpy(padding),
             "complete": torch.tensor([len(ids) <= self.max_tokens for ids, _, _ in captions]),
@@ -119,7 +181,7 @@ class TrainingSet(Dataset[dict[str, Any]]):
         if "features" in items[0]:
             batch["features"] = torch.stack([item["features"] for item in items]).float()
         else:
-            batch["pixels"] = to_pixels(torch.stack([item["pixels"] for item in items]))
+            batch["pixels"] = torch.stack([item["pixels"] for item in items])
         return batch
 
 
@@ -128,11 +190,11 @@ class EvaluationSet(Dataset[dict[str, Any]]):
 
     Args:
         shards: where samples are read from.
-        usable: indices into ``shards`` of the samples to give.
+        usable: (n,) sorted indices into ``shards`` of the samples to give.
         transform: scales an image.
     """
 
-    def __init__(self, shards: IndexedShards, usable: Sequence[int], transform: ImageTransform) -> None:
+    def __init__(self, shards: IndexedShards, usable: np.ndarray, transform: ImageTransform) -> None:
         self.shards = shards
         self.usable = usable
         self.transform = transform
@@ -141,16 +203,16 @@ class EvaluationSet(Dataset[dict[str, Any]]):
         return len(self.usable)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        sample: Sample = self.shards[self.usable[index]]
+        sample: Sample = self.shards[int(self.usable[index])]
         pixels = self.transform(decode_image(sample.image, sample.source))
         return {"index": index, "key": sample.key, "pixels": pixels, "captions": sample.captions}
 
     @staticmethod
     def collate(items: Sequence[dict[str, Any]]) -> Batch:
-        """Stacks samples: ``pixels`` (B, 3, H, W) in [0, 1], ``index`` (B,), ``keys`` and ``captions`` as lists."""
+        """Stacks samples: ``pixels`` (B, 3, H, W) uint8, ``index`` (B,), ``keys`` and ``captions`` as lists."""
         return {
             "index": torch.tensor([item["index"] for item in items]),
-            "pixels": to_pixels(torch.stack([item["pixels"] for item in items])),
+            "pixels": torch.stack([item["pixels"] for item in items]),
             "keys": [item["key"] for item in items],
             "captions": [item["captions"] for item in items],
         }

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import stat
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
@@ -18,6 +20,8 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from mm.data.jpeg import CorruptError, decode_jpeg
+from mm.data.rgb import SIDEWAYS, find_turn, to_rgb, turned
 from mm.errors import ImageError, UsageError
 
 DEFAULT_MAX_PIXELS = 100_000_000
@@ -43,19 +47,12 @@ _PLUGINS = (
 )
 _WEAK_SIGNATURES = ("BMP", "PPM")
 _SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "PPM": "ppm"}
-_ORIENTATION_TAG = 0x0112
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_JPEGS = ("JPEG", "MPO")
 
 
-def decode_image(data: bytes, name: str = "image", max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
+def decode_image(
+    data: bytes, name: str = "image", max_pixels: int = DEFAULT_MAX_PIXELS, strict: bool = False
+) -> Image.Image:
     """Decodes an image file to 8-bit RGB, upright.
 
     The first frame of an animation is used, transparency is composited on white, 16-bit values are scaled.
@@ -64,16 +61,95 @@ def decode_image(data: bytes, name: str = "image", max_pixels: int = DEFAULT_MAX
         data: content of a JPEG, PNG, WebP, GIF, BMP, TIFF or PPM file.
         name: the image, for messages.
         max_pixels: the most pixels (width x height) that are decoded, checked from the header.
+        strict: whether a JPEG with corrupt data is an error; else it is shown as viewers show it, if they can.
 
     Raises:
         ImageError: it can't be decoded; ``reason`` is one of ``IMAGE_REASONS``.
     """
-    image = open_image(data, name, max_pixels)
-    try:
-        image.load()
-        return _to_rgb(_upright(image))
-    except Exception as error:  # decoders raise a dozen kinds of exceptions
-        raise _failure(error, data, name, image.format) from error
+    return EncodedImage(data, name, max_pixels).decode(strict)
+
+
+class EncodedImage:
+    """An image file whose header has been checked, to be decoded in full or, a JPEG, at a fraction of its size.
+
+    Args:
+        data: content of the file.
+        name: the image, for messages.
+        max_pixels: the most pixels (width x height) that are let through.
+
+    Raises:
+        ImageError: the header can't be read, or promises too many pixels.
+    """
+
+    def __init__(self, data: bytes, name: str = "image", max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
+        self._data, self._name = data, name
+        self._file = open_image(data, name, max_pixels)
+        self._scales = self._file.format in _JPEGS and self._file.mode in ("RGB", "L")
+        self._turn = find_turn(self._file) if self._scales else None  # other formats may have to be decoded to know
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels, upright; known without decoding of a JPEG.
+
+        Raises:
+            ImageError: it had to be decoded, and can't be.
+        """
+        if not self._scales:
+            return self._whole.size
+        width, height = self._file.size
+        return (height, width) if self._turn in SIDEWAYS else (width, height)
+
+    def decode(self, strict: bool = False) -> Image.Image:
+        """Decodes the whole image to RGB, upright.
+
+        Args:
+            strict: whether a JPEG with corrupt data is an error.
+
+        Raises:
+            ImageError: it can't be decoded.
+        """
+        try:
+            stored = self._stored()
+        except ImageError:
+            if strict:
+                raise
+            stored = None
+        return self._whole if stored is None else turned(Image.fromarray(stored), self._turn)
+
+    def pixels(self, eighths: int = 8) -> np.ndarray:
+        """Decodes the image to RGB, upright; a JPEG with corrupt data is an error.
+
+        Args:
+            eighths: the fraction of its size that a JPEG is decoded at: one of ``mm.data.jpeg.EIGHTHS``.
+
+        Returns:
+            (H, W, 3) uint8, writable; in full where it can't be scaled.
+
+        Raises:
+            ImageError: it can't be decoded.
+        """
+        stored = self._stored(eighths)
+        if stored is None:
+            return np.array(self._whole)
+        return stored if self._turn is None else np.array(turned(Image.fromarray(stored), self._turn))
+
+    def _stored(self, eighths: int = 8) -> np.ndarray | None:
+        """Decodes a JPEG as it is stored; gives None where only Pillow can decode."""
+        if not self._scales:
+            return None
+        try:
+            return decode_jpeg(self._data, self._file.size, eighths)
+        except CorruptError as error:
+            raise _failure(error, self._data, self._name, self._file.format) from error
+
+    @cached_property
+    def _whole(self) -> Image.Image:
+        """What Pillow decodes, upright."""
+        try:
+            self._file.load()
+            return to_rgb(turned(self._file, find_turn(self._file)))
+        except Exception as error:  # decoders raise a dozen kinds of exceptions
+            raise _failure(error, self._data, self._name, self._file.format) from error
 
 
 def convert_image(image: Image.Image) -> Image.Image:
@@ -84,7 +160,7 @@ def convert_image(image: Image.Image) -> Image.Image:
     """
     try:
         image.load()
-        return _to_rgb(_upright(image))
+        return to_rgb(turned(image, find_turn(image)))
     except Exception as error:  # decoders raise a dozen kinds of exceptions
         name = getattr(image, "filename", "") or "image"
         raise ImageError(f"{name}: can't be decoded: {_one_line(error)}", DAMAGED) from error
@@ -121,7 +197,9 @@ def open_image(data: bytes, name: str = "image", max_pixels: int = DEFAULT_MAX_P
 
 
 def check_image(data: bytes, name: str = "image", max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
-    """Makes sure that an image file can be decoded, to its end; a JPEG at an eighth of its size, which is quicker.
+    """Makes sure that an image file can be decoded, to its end, and that the data of a JPEG aren't corrupt.
+
+    A JPEG is decoded at an eighth of its size, which is quicker.
 
     Args:
         data: content of the file.
@@ -131,12 +209,7 @@ def check_image(data: bytes, name: str = "image", max_pixels: int = DEFAULT_MAX_
     Raises:
         ImageError: it can't be decoded.
     """
-    image = open_image(data, name, max_pixels)
-    try:
-        image.draft("RGB", (1, 1))
-        image.load()
-    except Exception as error:  # decoders raise a dozen kinds of exceptions
-        raise _failure(error, data, name, image.format) from error
+    EncodedImage(data, name, max_pixels).pixels(1)
 
 
 def read_image(path: str | Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
@@ -186,43 +259,6 @@ def sniff_suffix(data: bytes) -> str | None:
     return _SUFFIXES.get(sniff_format(data) or "")
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        orientation = image.getexif().get(_ORIENTATION_TAG)
-    except Exception:  # damaged metadata says nothing about the pixels
-        return image
-    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
-    return image if turn is None else image.transpose(turn)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):
-        image = _to_8_bit(image)
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        rgb = Image.alpha_composite(white, layer).convert("RGB")
-    else:
-        rgb = image.convert("RGB")
-    rgb.info = {}  # the orientation in it has been applied
-    return rgb
-
-
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Scales greyscale of 16 bits, 32 bits or floating point to 8 bits."""
-    wide = image if image.mode == "F" else image.convert("I")
-    extrema = wide.getextrema()
-    largest = float(extrema[1]) if isinstance(extrema[1], int | float) else 255.0
-    if image.mode == "F":
-        full = next((full for full in (1.0, 255.0, 65535.0) if largest <= full), largest)
-    else:
-        full = 65535.0 if largest <= 65535 else float(2**31 - 1)
-    scale = 255.0 / full
-    grey = wide.point(lambda value: value * scale + 0.5).convert("L")
-    grey.info.pop("transparency", None)  # a 16-bit value, which no longer fits
-    return grey
-
-
 def _failure(error: Exception, data: bytes, name: str, image_format: str | None) -> ImageError:
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return ImageError(f"{name}: too many pixels; make it smaller", TOO_MANY_PIXELS)
@@ -239,7 +275,7 @@ def _is_cut(error: Exception, data: bytes, image_format: str | None) -> bool:
     """Whether a file that can't be decoded ends too early, going by the marks that end its format."""
     if isinstance(error, EOFError) or "truncated" in str(error).lower():
         return True
-    if image_format in ("JPEG", "MPO"):
+    if image_format in _JPEGS:
         return b"\xff\xd9" not in data[-64:]
     if image_format == "PNG":
         return b"IEND" not in data[-64:]

@@ -1,157 +1,150 @@
-"""Samples from a folder of images or from a table, to make shards of."""
+"""Shards made of images and captions wherever they lie, by runs that may be killed and go on."""
 
 from __future__ import annotations
 
-import csv
-import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from mm.data.images import DEFAULT_MAX_PIXELS, decode_image, read_image_bytes
-from mm.data.samples import Rejection, Sample, caption_language, printable
-from mm.data.sources import Source, find_images, read_image_file
-from mm.errors import DataError, UsageError
+from mm.data.ahead import map_ahead
+from mm.data.items import Item, Items, LeftOut, file_state, gather
+from mm.data.manifest import Manifest
+from mm.data.packing import LEFT_OUT, Outcome, Packer, Packing
+from mm.data.parallel import usable_cpus
+from mm.data.reworking import Preparation, Rework
+from mm.data.samples import Tally
+from mm.data.selection import AddedCaptions, ImageList, Selection
 
-TABLE_SUFFIXES = {".csv": ",", ".tsv": "\t"}
-_SURPLUS = "\0"
+_AHEAD = 4  # images in work or waiting, for each worker
+
+Progress = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How sources are read.
+
+    Args:
+        images: where the images lie that files name; beside the file if None.
+        language: of captions in files that don't say it.
+        listed: a file that names the images to choose; None for all.
+        add: ``LANGUAGE=FILE``, each a file whose captions are added.
+    """
+
+    images: Path | None = None
+    language: str = "en"
+    listed: Path | None = None
+    add: Sequence[str] = ()
 
 
 @dataclass
-class _Row:
-    """An image of a table, with what all its rows say."""
-
-    captions: dict[str, list[str]] = field(default_factory=dict)
-    metadata: dict[str, str] = field(default_factory=dict)
-    problem: DataError | None = None
-
-
-class MadeSamples:
-    """The samples of a folder or table, read anew each time they are iterated over.
+class Made:
+    """What was made.
 
     Args:
-        path: a folder of images, with captions in the ``.txt`` or ``.json`` file beside each image, if anywhere;
-            or a ``.csv`` or ``.tsv`` file with a heading. Its column ``image`` is a path relative to the table,
-            ``caption`` may repeat over rows, ``language`` is ``en`` where it is missing; others are metadata, but for
-            columns without a name, which are left out.
-        decode: whether images are decoded, so that damaged ones are rejected.
-        max_pixels: the most pixels an image may have.
-
-    Raises:
-        UsageError: there is no such path, or nothing in it to make samples of; or a table's heading lacks a column,
-            has one twice, or has one whose name is meant for captions.
+        manifests: of each split that has samples; ``""`` names the only one.
+        counts: how often what happened, by the names of ``mm.data.packing``.
+        members: members of shards that aren't carried over, by suffix.
+        not_found: how many listed images no source has; None without a list.
     """
 
-    def __init__(self, path: str | Path, decode: bool = True, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
-        self._path = Path(path)
-        self._decode = decode
-        self._max_pixels = max_pixels
-        self._images: list[Source] = []
-        self._rows: dict[str, _Row] = {}
-        name = printable(str(path))
-        if self._path.is_dir():
-            self._images = find_images(self._path)
-            if not any(source.problem is None for source in self._images):
-                raise UsageError(f"{name}: holds no images; give a folder of images, or a .csv or .tsv file")
-        elif not self._path.is_file():
-            raise UsageError(f"{name}: doesn't exist; give a folder of images, or a .csv or .tsv file")
-        elif self._path.suffix.lower() in TABLE_SUFFIXES:
-            self._rows = _read_table(self._path)
+    manifests: dict[str, Manifest] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+    members: Counter[str] = field(default_factory=Counter)
+    not_found: int | None = None
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """How many samples were left out, by reason, most frequent first."""
+        found = self.counts.most_common()
+        return {name.removeprefix(LEFT_OUT): count for name, count in found if name.startswith(LEFT_OUT)}
+
+
+def make_shards(
+    sources: Sequence[Path],
+    out: Path,
+    reading: Reading = Reading(),
+    selection: Selection = Selection(),
+    rework: Rework = Rework(),
+    packing: Packing = Packing(),
+    *,
+    tally: Tally,
+    progress: Progress | None = None,
+    workers: int | None = None,
+) -> Made:
+    """Makes shards of everything that sources hold, with a manifest for each split.
+
+    The bytes depend on sources and options alone. A run that was killed leaves its finished shards and a journal;
+    another run with the same sources and options goes on from there, and ends with the very bytes of one that wasn't
+    killed. Every item of the sources is written, left out, dropped as a duplicate, or rejected, and counted so.
+
+    Args:
+        sources: what ``gather`` takes.
+        out: the folder; made where it doesn't exist. It must hold no shards but those of a run that was killed.
+        reading: how sources are read.
+        selection: which samples are wanted.
+        rework: what becomes of images.
+        packing: how samples are packed.
+        tally: counts the samples written, and keeps the rejections.
+        progress: called with how many items were read, and how many there are if that is known.
+        workers: threads that read, decode and encode images; as many as there are CPUs if None.
+
+    Raises:
+        UsageError: a source or an option is wrong, or the folder can't be used; found before any image is read.
+        DataError: no sample was left to write.
+        ShardError: writing failed; the message says what is finished.
+    """
+    gathered = gather(sources, out, reading.images, reading.language)
+    listed = None if reading.listed is None else ImageList(reading.listed)
+    prepare = Preparation(selection, rework, AddedCaptions(reading.add))
+    workers = workers or usable_cpus()
+
+    def work(given: tuple[int, Item]) -> tuple[int, Item, Outcome]:
+        return *given, prepare(given[1])
+
+    made = Made()
+    with Packer(out, packing, _task(gathered, reading, selection, rework, packing), tally) as packer:
+        made.counts = packer.counts
+        items = packer.remaining(_chosen(gathered, listed, progress))
+        for position, item, outcome in map_ahead(work, items, workers=workers, ahead=_AHEAD * workers):
+            packer.take(position, item, outcome)
+        made.manifests = packer.finish()
+    made.members = sum((one.members_left_out() for one in gathered), Counter())
+    made.not_found = None if listed is None else listed.missing
+    return made
+
+
+def _chosen(gathered: Sequence[Items], listed: ImageList | None, progress: Progress | None) -> Iterator[Item]:
+    """All items; those that aren't listed load as left out."""
+    counts = [items.count for items in gathered]
+    total = None if None in counts else sum(count or 0 for count in counts)
+    for number, item in enumerate(itertools.chain.from_iterable(gathered), 1):
+        if listed is None or not item.key or item.key in listed:
+            yield item
         else:
-            raise UsageError(f"{name}: isn't a folder, .csv or .tsv file")
-
-    def __len__(self) -> int:
-        return len(self._images) + len(self._rows)
-
-    def __iter__(self) -> Iterator[Sample | Rejection]:
-        for source in self._images:
-            if source.problem is not None:
-                yield source.problem
-            else:
-                yield self._checked(read_image_file(source.path, source.key))
-        for image, row in self._rows.items():
-            yield self._checked(self._from_row(image, row))
-
-    def _from_row(self, image: str, row: _Row) -> Sample | Rejection:
-        path = self._path.parent / image
-        if row.problem is not None:
-            return Rejection.of(row.problem, str(self._path), printable(image))
-        source, key = printable(str(path)), printable(os.path.splitext(image)[0])  # noqa: PTH122 (any text)
-        try:
-            return Sample(key, source, read_image_bytes(path, self._max_pixels), row.captions, dict(row.metadata))
-        except UsageError:
-            return Rejection(source, key, "missing image", f"{source}: doesn't exist, but {self._path} names it")
-        except DataError as error:
-            return Rejection.of(error, source, key)
-
-    def _checked(self, sample: Sample | Rejection) -> Sample | Rejection:
-        if self._decode and isinstance(sample, Sample):
-            try:
-                decode_image(sample.image, sample.source, self._max_pixels)
-            except DataError as error:
-                return Rejection.of(error, sample.source, sample.key)
-        return sample
+            yield Item(item.key, lambda: LeftOut("not in the list"))
+        if progress is not None:
+            progress(number, total)
 
 
-def samples_from(path: str | Path, decode: bool = True, max_pixels: int = DEFAULT_MAX_PIXELS) -> MadeSamples:
-    """The samples of a folder of images or a table: see ``MadeSamples``.
-
-    Raises:
-        UsageError: there is no such path, or nothing in it to make samples of.
-    """
-    return MadeSamples(path, decode, max_pixels)
-
-
-def _read_table(path: Path) -> dict[str, _Row]:
-    """The images of a table in order of first mention, each with what all its rows say."""
-    rows: dict[str, _Row] = {}
-    try:
-        # Bytes that aren't UTF-8 become lone surrogates here, and reject the rows that they are in.
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.DictReader(file, delimiter=TABLE_SUFFIXES[path.suffix.lower()], restkey=_SURPLUS, restval="")
-            _check_heading(reader.fieldnames or [], path)
-            for row in reader:
-                _add_row(rows, row, f"{path}, line {reader.line_num}")
-    except csv.Error as error:
-        raise UsageError(f"{path}, line {reader.line_num}: {error}") from error
-    except OSError as error:
-        raise UsageError(f"{path}: can't be read: {error.strerror}") from error
-    if not rows:
-        raise UsageError(f"{path}: has no rows; give one per caption")
-    return rows
+def _task(
+    gathered: Sequence[Items], reading: Reading, selection: Selection, rework: Rework, packing: Packing
+) -> dict[str, Any]:
+    """What shards depend on, as JSON values."""
+    task: dict[str, Any] = {
+        f"source {number}": f"{items.name}: {items.state}" for number, items in enumerate(gathered, 1)
+    }
+    task |= {"images": reading.images, "language": reading.language, "add": list(map(_file, reading.add))}
+    task |= {"list": reading.listed and _file(str(reading.listed))} | asdict(selection) | asdict(rework)
+    task |= {"prefix": packing.prefix, "max_samples": packing.max_samples, "max_bytes": packing.max_bytes}
+    task |= {"drop_duplicates": packing.drop_duplicates, "shares": packing.splits.shares}
+    return dict(json.loads(json.dumps(task, default=str)))
 
 
-def _check_heading(columns: Sequence[str], path: Path) -> None:
-    """Refuses a heading with which something would be missing, or lost."""
-    for number, column in enumerate(columns):
-        language = caption_language(column)
-        if language is not None:
-            raise UsageError(
-                f"{path}: has a column {column!r}; give each caption a row of its own, with the caption in the column "
-                f"'caption' and {language!r} in the column 'language'"
-            )
-        if column and column in columns[:number]:
-            raise UsageError(f"{path}: has the column {printable(column)!r} twice; give each a name of its own")
-    for column in ("image", "caption"):
-        if column not in columns:
-            found = ", ".join(map(printable, columns)) or "none"
-            raise UsageError(f"{path}: has no column {column!r} (columns: {found}); name it in the first line")
-
-
-def _add_row(rows: dict[str, _Row], cells: dict[str, str], where: str) -> None:
-    image = cells["image"].strip()
-    entry = rows.setdefault(image or where, _Row())
-    caption, language = cells["caption"].strip(), cells.get("language", "").strip() or "en"
-    other = cells.keys() - {"image", "caption", "language", "", _SURPLUS}
-    extra = {name: cells[name] for name in cells if name in other and cells[name]}
-    try:
-        "".join([image, caption, language, *extra, *extra.values()]).encode()
-    except UnicodeEncodeError:
-        entry.problem = DataError(f"{where}: isn't UTF-8; save the table as UTF-8", "caption is not UTF-8")
-    if not image:
-        entry.problem = DataError(f"{where}: names no image", "no image")
-    elif _SURPLUS in cells:
-        entry.problem = DataError(f"{where}: has more cells than the heading; quote the caption", "malformed row")
-    if caption:
-        entry.captions.setdefault(language, []).append(caption)
-    entry.metadata |= extra
+def _file(name: str) -> str:
+    """A file, with what differs when it has changed; it may follow a language and an equals sign."""
+    return f"{name}, {file_state(Path(name.rpartition('=')[2]))}"

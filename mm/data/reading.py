@@ -3,221 +3,190 @@
 from __future__ import annotations
 
 import bisect
+import functools
 import itertools
-import os
-import sys
-from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any
 
+from mm.data.archive import Archive, HashingReader, changed
+from mm.data.layout import DIGEST_BYTES, Layout, digest_contents, disagreement, make_sample, read_parts
 from mm.data.manifest import Manifest, ManifestEntry
-from mm.data.samples import Rejection, Sample, parse_captions
-from mm.data.tar import CUT, IMAGE_SUFFIXES, Group, groups
+from mm.data.samples import Rejection, Sample
 from mm.errors import DataError, ShardError
 
-FEWER = "fewer samples than the manifest says"
-MORE = "more samples than the manifest says"
-LARGER = "shard larger than the manifest says"
-NO_IMAGE = "no image"
-SEVERAL_IMAGES = "more than one image"
-DUPLICATE_MEMBER = "duplicate member"
-NOT_A_FILE = "member is not a file"
+if TYPE_CHECKING:
+    from mm.data.inspection import Inspection
+
+DIFFERS = "content differs from when it was verified"
+OPEN_SHARDS = 64
+
+Fetch = Callable[[ManifestEntry], Path]
 
 
 def read_shard(
-    path: str | Path, expected: ManifestEntry | None = None, captions: bool = False
+    path: str | Path, expected: ManifestEntry | None = None, captions: bool = False, verify: bool = False
 ) -> Iterator[Sample | Rejection]:
     """Reads a shard from start to end. Nothing is left out silently.
 
-    A damaged shard yields its good samples, then a rejection that names the shard. Where a manifest says how
-    many samples to expect, the samples of all rejections and the samples used add up to that number.
+    All headers are read first, so that no sample is made of members that don't belong together. A damaged shard
+    yields its good samples, then a rejection that names the shard. Where a manifest says how many samples to expect,
+    the samples of all rejections and the samples used add up to that number, or to those that are there if they
+    are more.
 
     Args:
         path: the tar file.
         expected: what the manifest says about it.
         captions: whether a sample without a caption is rejected.
+        verify: whether the file is hashed as it is read, and held against the manifest's SHA-256.
     """
     path = Path(path)
+    name = expected.remote or str(path) if expected is not None else str(path)
     seen = 0
     problem: ShardError | None = None
     try:
-        for group in groups(path):
-            seen += 1
-            try:
-                yield _read(path, _locate(group), captions)
-            except ShardError as error:
-                seen -= 1
-                raise error
-            except DataError as error:
-                yield Rejection.of(error, f"{path}/{group.key}", group.key)
+        with Archive(path, name) as archive:
+            layout = Layout(archive)
+            reader = HashingReader(archive) if verify else None
+            for located in layout:
+                try:
+                    if located.problem is not None:
+                        raise located.problem
+                    yield make_sample(name, located, read_parts(reader or archive, located), captions)
+                except ShardError:
+                    raise
+                except DataError as error:
+                    yield Rejection.of(error, f"{name}/{located.key}", located.key)
+                seen += 1
+            problem = layout.damage
+            if problem is None and expected is not None:
+                sha256 = None if reader is None else reader.hexdigest()
+                problem = disagreement(name, ManifestEntry(path.name, path, seen, archive.size, sha256), expected)
     except ShardError as error:
         problem = error
-    else:
-        problem = _disagreement(path, seen, expected)
     if problem is not None:
         lost = max(expected.nsamples - seen, 0) if expected is not None else 1
         detail = f"{problem} ({seen} of {expected.nsamples} samples read)" if expected is not None else str(problem)
-        yield Rejection(str(path), "", problem.reason, detail, lost)
+        yield Rejection(name, "", problem.reason, detail, lost, problem.offset)
 
 
 class IndexedShards:
     """Samples of shards by position, in the manifest's order.
 
-    The index is made in one pass over the headers. Its length is always the manifest's total, so that the order
-    of samples depends on the manifest alone; samples that a damaged shard lacks raise when asked for. Files are
-    opened per access: instances can be pickled, forked and shared between threads.
+    The length is always the manifest's total, so that the order of samples depends on the manifest alone; samples
+    that a damaged shard lacks raise when asked for. A shard's headers are read when the first of its samples is, and
+    the file then stays open until many others were used since. Instances can be pickled, forked and shared between
+    threads.
 
     Args:
         manifest: the shards.
-        captions: whether a sample without a caption is an error.
         images: whether the bytes of images are read; without, they are empty.
+        inspections: what was found in each shard. A shard that isn't as it was found is an error; where None, one that
+            is damaged or isn't as the manifest says. Samples are held against the digests that inspections have.
+        fetch: makes a remote shard local, and says where it lies.
     """
 
-    def __init__(self, manifest: Manifest, captions: bool = False, images: bool = True) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        *,
+        images: bool = True,
+        inspections: Sequence[Inspection | None] | None = None,
+        fetch: Fetch | None = None,
+    ) -> None:
         self.manifest = manifest
-        self.problems: list[Rejection] = []
-        self._captions, self._images = captions, images
+        self._images = images
+        self._inspections = inspections
+        self._fetch = fetch
         self._starts = [0, *itertools.accumulate(shard.nsamples for shard in manifest.shards)]
-        self._keys: list[str] = []
-        self._packed: list[_Packed] = []
-        for shard in manifest.shards:
-            packed = _Packed(shard.path)
-            problem: ShardError | None
-            try:
-                for group in itertools.islice(groups(shard.path), shard.nsamples + 1):
-                    packed.append(_locate(group))
-                problem = _disagreement(shard.path, len(packed), shard)
-            except ShardError as error:
-                problem = error
-            if problem is not None:
-                lost = max(shard.nsamples - len(packed), 0)
-                self.problems.append(Rejection.of(problem, str(shard.path), samples=lost))
-            self._packed.append(packed)
-            keys = packed.keys[: shard.nsamples]
-            self._keys += keys + [""] * (shard.nsamples - len(keys))
+        self._prepare()
+
+    def _prepare(self) -> None:
+        opened = functools.partial(_open, self.manifest.shards, self._inspections, self._fetch)
+        self._open = functools.lru_cache(OPEN_SHARDS)(opened)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_open"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._prepare()
 
     def __len__(self) -> int:
         return self._starts[-1]
-
-    @property
-    def keys(self) -> list[str]:
-        """The key of every sample; ``""`` where a damaged shard lacks it."""
-        return self._keys
 
     def __getitem__(self, index: int) -> Sample:
         """Reads one sample.
 
         Raises:
-            ShardError: the shard is damaged, missing or changed since it was indexed.
-            DataError: the sample has no image, or its captions can't be read.
+            ShardError: the shard is damaged, missing or changed.
+            DataError: the sample has no image, its captions can't be read, or its content differs.
         """
+        number, place = self._find(index)
+        archive, layout = self._open(number)
+        archive.check_unchanged()
+        if place >= len(layout):
+            raise _fault(archive, layout, self.manifest.shards[number]) or changed(layout.name)
+        located = layout[place]
+        if located.problem is not None:
+            raise located.problem
+        found = self._inspections[number] if self._inspections is not None else None
+        digests = found.digests if found is not None else None
+        contents = read_parts(archive, located, self._images or digests is not None)
+        if digests is not None:
+            known = digests[DIGEST_BYTES * place : DIGEST_BYTES * (place + 1)]
+            if digest_contents(contents) != known:
+                raise DataError(f"{layout.name}/{located.key}: {DIFFERS}; get the shard again", DIFFERS, located.offset)
+        if not self._images:
+            contents = (None, *contents[1:])
+        return make_sample(layout.name, located, contents)
+
+    def key(self, index: int) -> str:
+        """The key of a sample; ``""`` where its shard can't be read."""
+        number, place = self._find(index)
+        try:
+            layout = self._open(number)[1]
+        except ShardError:
+            return ""
+        return layout.key(place) if place < len(layout) else ""
+
+    def name(self, index: int) -> str:
+        """Names a sample in messages: shard and key, or its place in the shard where that can't be read."""
+        number, place = self._find(index)
+        key = self.key(index)
+        shard = self.manifest.shards[number].name
+        return f"{shard}/{key}" if key else f"{shard}, sample {place}"
+
+    def _find(self, index: int) -> tuple[int, int]:
+        """The shard that holds a sample, and the sample's place in it."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         index %= len(self)
         number = bisect.bisect_right(self._starts, index) - 1
-        shard, within, packed = self.manifest.shards[number], index - self._starts[number], self._packed[number]
-        if within >= len(packed):
-            reason = next((p.reason for p in self.problems if p.source == str(shard.path)), CUT)
-            raise ShardError(f"{shard.path}: sample {within} of {shard.nsamples} can't be read: {reason}", reason)
-        located = packed.get(within)
-        if not self._images:
-            located.parts = (None, *located.parts[1:])
-        return _read(shard.path, located, self._captions, packed.bytes)
+        return number, index - self._starts[number]
 
 
-@dataclass(slots=True)
-class _Located:
-    """Where the parts of a sample lie in its shard: (offset, size) in bytes, or None where there is no such part."""
-
-    key: str
-    suffix: str
-    parts: tuple[tuple[int, int] | None, tuple[int, int] | None, tuple[int, int] | None]
-    problem: str | None
-
-
-class _Packed:
-    """The samples of one shard, a few machine words each."""
-
-    def __init__(self, path: Path) -> None:
-        self.bytes = path.stat().st_size if path.is_file() else 0
-        self.keys: list[str] = []
-        self._suffixes: list[str] = []
-        self._parts = array("q")
-        self._problems: dict[int, str] = {}
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def append(self, located: _Located) -> None:
-        if located.problem is not None:
-            self._problems[len(self.keys)] = located.problem
-        self.keys.append(located.key)
-        self._suffixes.append(sys.intern(located.suffix))
-        for part in located.parts:
-            self._parts.extend(part or (-1, 0))
-
-    def get(self, index: int) -> _Located:
-        image, text, document = (
-            (self._parts[at], self._parts[at + 1]) if self._parts[at] >= 0 else None
-            for at in range(6 * index, 6 * index + 6, 2)
-        )
-        return _Located(self.keys[index], self._suffixes[index], (image, text, document), self._problems.get(index))
+def _open(
+    entries: Sequence[ManifestEntry], inspections: Sequence[Inspection | None] | None, fetch: Fetch | None, number: int
+) -> tuple[Archive, Layout]:
+    """Opens a shard and reads its headers."""
+    entry = entries[number]
+    path = fetch(entry) if fetch is not None and entry.remote is not None else entry.path
+    archive = Archive(path, entry.name)
+    layout = Layout(archive)
+    found = inspections[number] if inspections is not None else None
+    if found is not None:
+        as_found = (archive.size, len(layout)) == (found.entry.bytes, found.entry.nsamples)
+        problem = None if as_found else changed(entry.name)
+    else:
+        problem = _fault(archive, layout, entry)
+    if problem is not None:
+        raise problem
+    return archive, layout
 
 
-def _locate(group: Group) -> _Located:
-    suffix = group.image or ""
-    members = [group.members.get(name) for name in (suffix, "txt", "json")]
-    problem = None
-    if group.duplicate is not None:
-        problem = DUPLICATE_MEMBER
-    elif not suffix:
-        problem = SEVERAL_IMAGES if IMAGE_SUFFIXES & group.members.keys() else NO_IMAGE
-    elif not all(member.regular for member in members if member is not None):
-        problem = NOT_A_FILE
-    image, text, document = ((member.offset, member.size) if member is not None else None for member in members)
-    return _Located(group.key, suffix, (image, text, document), problem)
-
-
-def _read(path: Path, located: _Located, captions: bool, size: int | None = None) -> Sample:
-    """Reads one sample; ``size`` is what the shard had when it was indexed, in bytes."""
-    name = f"{path}/{located.key}"
-    if located.problem is not None:
-        raise DataError(f"{name}: {located.problem}; expected one image, with .txt or .json", located.problem)
-    try:
-        with path.open("rb") as file:
-            if size is not None and os.fstat(file.fileno()).st_size != size:
-                raise ShardError(f"{path}: changed while it was in use; start again", "shard changed")
-            image, text, document = (_part(file, part, path) for part in located.parts)
-    except OSError as error:
-        raise ShardError(f"{path}: can't be read: {error.strerror}", "unreadable shard") from error
-    texts, metadata = parse_captions(text, document, name)
-    if captions and not texts:
-        raise DataError(f"{name}: has no caption; add {located.key}.txt or .json", "missing caption")
-    return Sample(located.key, f"{name}.{located.suffix}", image or b"", texts, metadata)
-
-
-def _part(file: BinaryIO, part: tuple[int, int] | None, path: Path) -> bytes | None:
-    if part is None:
-        return None
-    file.seek(part[0])
-    content = file.read(part[1])
-    if len(content) < part[1]:
-        raise ShardError(f"{path}: changed while it was in use; start again", "shard changed")
-    return content
-
-
-def _disagreement(path: Path, seen: int, expected: ManifestEntry | None) -> ShardError | None:
-    """What is wrong with a well-formed shard, going by its manifest."""
-    if expected is None:
-        return None
-    if seen < expected.nsamples:
-        return ShardError(f"{path}: holds {seen} samples, the manifest says {expected.nsamples}", FEWER)
-    if seen > expected.nsamples:
-        return ShardError(f"{path}: holds more samples than the {expected.nsamples} in the manifest", MORE)
-    size = path.stat().st_size
-    if expected.bytes is not None and size != expected.bytes:
-        reason = CUT if size < expected.bytes else LARGER
-        return ShardError(f"{path}: is {size} bytes, the manifest says {expected.bytes}", reason)
-    return None
+def _fault(archive: Archive, layout: Layout, entry: ManifestEntry) -> ShardError | None:
+    """What is wrong with a shard as a whole, if anything."""
+    if layout.damage is not None:
+        return ShardError(str(layout.damage), layout.damage.reason, layout.damage.offset)
+    return disagreement(layout.name, ManifestEntry(entry.url, entry.path, len(layout), archive.size), entry)

@@ -121,11 +121,6 @@ def read_image_file(path: Path, key: str, captions: bool = True) -> Sample | Rej
         return Rejection.of(error, source, key)
 
 
-def find_images(folder: Path) -> list[Source]:
-    """Image files in a folder and its subfolders, by suffix, in order of names; hidden ones are left out."""
-    return [source for source in _search(folder) if not source.is_shard]
-
-
 def is_image(path: Path) -> bool:
     """Whether a file's suffix is an image's."""
     return path.suffix[1:].lower() in IMAGE_SUFFIXES

@@ -1,4 +1,4 @@
-"""The framing of tar files, verified header by header.
+"""The framing of tar files, verified header by header, and the samples that members with the same key make.
 
 Tar readers commonly end quietly at a corrupt header. Here everything that isn't a well-formed archive up to its
 end marker is an error. Members are only ever located; their names never touch the file system.
@@ -10,34 +10,69 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import NamedTuple
 
+from mm.data.archive import Archive, Window
 from mm.data.samples import printable
 from mm.errors import ShardError
 
 IMAGE_SUFFIXES = frozenset(
     ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"]
 )
+# Members that are code, hold pickled objects, or are archives or compressed themselves.
+UNSAFE_SUFFIXES = frozenset(
+    (
+        *("pickle", "pkl", "pck", "pt", "pth", "ckpt", "joblib", "dill"),
+        *("py", "pyc", "pyd", "so", "dylib", "dll", "exe", "com", "bat", "cmd", "ps1", "sh", "js", "jar", "msi", "scr"),
+        *("gz", "tgz", "bz2", "xz", "lzma", "zst", "lz4", "br", "z", "zip", "7z", "rar", "tar"),
+    )
+)
 CORRUPT = "corrupt tar header"
 CUT = "shard cut short"
+EMPTY = "empty shard"
+NOT_A_TAR = "not a tar"
 
 _BLOCK = 512
 _ZEROS = bytes(_BLOCK)
 _LONGEST_EXTENDED_HEADER = 1 << 20
 _REGULAR = (b"0", b"\0", b"7")
+_SIZELESS = (b"1", b"2", b"3", b"4", b"5", b"6")
 # WebDataset's rule: the key ends at the first dot of the file name, and __name__ is metadata of the shard.
 _KEY = re.compile(r"((?:.*/|)[^./][^./]*)[.]([^/]*)", re.DOTALL)
 _META = re.compile(r"__[^/]*__($|/)")
+_OUTSIDE = re.compile(r"^(?:[/\\]|[A-Za-z]:[/\\])|(?:^|[/\\])\.\.(?:[/\\]|$)")
+_OTHER_FILES = (
+    (
+        re.compile(rb"\s*<(!doctype|html|head|body|\?xml)", re.IGNORECASE),
+        "an HTML or XML page, as a failed download is",
+    ),
+    (re.compile(rb'\s*[{\[]\s*["{}\[\]]'), "JSON"),
+    (re.compile(rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|PK\x03\x04|7z\xbc\xaf"), "compressed; unpack it first"),
+    (re.compile(rb"\xff\xd8\xff|\x89PNG|GIF8|%PDF"), "a picture or document"),
+)
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
-    """A file within a tar: its name, where its content starts and how long it is, in bytes."""
+class Member(NamedTuple):
+    """A file within a tar.
+
+    ``offset`` is where its content starts and ``size`` how long that is, ``header`` where its header starts, in bytes.
+    """
 
     name: str
     offset: int
     size: int
+    header: int
     regular: bool = True
+
+    @property
+    def unsafe(self) -> str | None:
+        """Why it must not be opened; None for a plain file with a harmless name."""
+        if not self.regular:
+            return "isn't a plain file"
+        if _OUTSIDE.search(self.name):
+            return "leads out of the archive"
+        suffix = self.name[-8:].rpartition(".")[2].lower()
+        return f"is a .{suffix} file" if suffix in UNSAFE_SUFFIXES else None
 
 
 @dataclass(slots=True)
@@ -45,8 +80,10 @@ class Group:
     """The neighbouring members of a tar that share a key: one sample. ``members`` maps suffix to member."""
 
     key: str
+    start: int
     members: dict[str, Member] = field(default_factory=dict)
-    duplicate: str | None = None
+    duplicate: Member | None = None
+    unsafe: Member | None = None
 
     @property
     def image(self) -> str | None:
@@ -54,20 +91,39 @@ class Group:
         suffixes = [suffix for suffix in self.members if suffix in IMAGE_SUFFIXES]
         return suffixes[0] if len(suffixes) == 1 else None
 
+    def add(self, suffix: str, member: Member) -> None:
+        """Takes a member in."""
+        if suffix in self.members:
+            self.duplicate = self.duplicate or member
+        else:
+            self.members[suffix] = member
+        if member.unsafe:
+            self.unsafe = self.unsafe or member
+
+    def begins_again(self, suffix: str) -> bool:
+        """Whether a member of the same key is the first of another sample, because this one has begun alike."""
+        return len(self.members) > 1 and next(iter(self.members)) == suffix
+
 
 class DamagedTarError(ShardError):
-    """A tar that isn't well-formed from some point on. ``member`` is the file that was cut, where known."""
+    """A tar that isn't well-formed from some point on.
 
-    def __init__(self, message: str, reason: str, member: str | None = None) -> None:
-        super().__init__(message, reason)
+    ``member`` is the file that was cut, where known; ``ended`` says that there is no file after those before.
+    """
+
+    def __init__(
+        self, message: str, reason: str, offset: int, member: str | None = None, *, ended: bool = False
+    ) -> None:
+        super().__init__(message, reason, offset)
         self.member = member
+        self.ended = ended
 
 
-def walk(path: Path) -> Iterator[Member]:
+def walk(source: Path | Archive) -> Iterator[Member]:
     """Lists the members of a tar, checking every header and the end marker.
 
     Args:
-        path: an uncompressed tar (POSIX, pax or GNU).
+        source: an uncompressed tar (POSIX, pax or GNU).
 
     Returns:
         Members in archive order; directories are left out.
@@ -75,16 +131,14 @@ def walk(path: Path) -> Iterator[Member]:
     Raises:
         ShardError: at the first damage, after the members before it; or the file can't be opened.
     """
-    try:
-        with path.open("rb") as file:
-            yield from _walk(file, str(path))
-    except FileNotFoundError:
-        raise ShardError(f"{path}: doesn't exist", "missing shard") from None
-    except OSError as error:
-        raise ShardError(f"{path}: can't be read: {error.strerror}", "unreadable shard") from error
+    if isinstance(source, Archive):
+        yield from _walk(source)
+    else:
+        with Archive(source) as archive:
+            yield from _walk(archive)
 
 
-def groups(path: Path) -> Iterator[Group]:
+def groups(source: Path | Archive) -> Iterator[Group]:
     """Groups the members of a tar into samples.
 
     At damage, the sample that was being read is kept only if nothing of it can be missing.
@@ -93,23 +147,22 @@ def groups(path: Path) -> Iterator[Group]:
         ShardError: at the first damage, after the samples before it; or the file can't be opened.
     """
     current: Group | None = None
-    previous: Group | None = None
     try:
-        for member in walk(path):
+        for member in walk(source):
             split = split_name(member.name)
             if split is None:
-                continue
+                if not member.unsafe:
+                    continue
+                split = member.name, ""
             key, suffix = split
-            if current is None or key != current.key:
+            if current is None or key != current.key or current.begins_again(suffix):
                 if current is not None:
                     yield current
-                previous, current = current, Group(key)
-            if suffix in current.members:
-                current.duplicate = member.name
-            current.members[suffix] = member
+                current = Group(key, member.header)
+            current.add(suffix, member)
     except DamagedTarError as damage:
         cut = split_name(damage.member) if damage.member else None
-        if current is not None and (cut[0] != current.key if cut else _whole(current, previous)):
+        if current is not None and (damage.ended or (cut is not None and cut[0] != current.key)):
             yield current
         raise
     if current is not None:
@@ -118,41 +171,33 @@ def groups(path: Path) -> Iterator[Group]:
 
 def split_name(name: str) -> tuple[str, str] | None:
     """Splits a member's name into key and lower-case suffix; None for hidden files and shard metadata."""
-    if _META.match(name) or name.rpartition("/")[2].startswith("."):
+    if (name.startswith("__") and _META.match(name)) or name.rpartition("/")[2].startswith("."):
         return None
     match = _KEY.fullmatch(name)
     return (match.group(1), match.group(2).lower()) if match else (name, "")
 
 
-def _whole(group: Group, previous: Group | None) -> bool:
-    """Whether a sample can be taken as complete though the archive is damaged right after it."""
-    if group.image is None:
-        return False
-    suffixes = group.members.keys()
-    return "json" in suffixes or ("txt" in suffixes and previous is not None and suffixes == previous.members.keys())
-
-
-def _walk(file: BinaryIO, path: str) -> Iterator[Member]:
-    end = file.seek(0, 2)
+def _walk(archive: Archive) -> Iterator[Member]:
+    window, end, path = Window(archive), archive.size, archive.name
     position = 0
     extended: dict[str, str] = {}
     defaults: dict[str, str] = {}
+    _check_start(window.read(0, _BLOCK), path)
     while True:
-        file.seek(position)
-        header = file.read(_BLOCK)
+        header = window.read(position, _BLOCK)
         if len(header) < _BLOCK:
-            raise DamagedTarError(f"{path}: cut short at byte {end}: the end-of-archive marker is missing", CUT)
+            raise DamagedTarError(f"{path}: cut short at byte {end}: the end-of-archive marker is missing", CUT, end)
         if header == _ZEROS:
-            _check_end(file, position, path)
+            _check_end(archive, position)
             return
         name, size, kind = _parse(header, position, path)
         start = position + _BLOCK
         if kind in (b"x", b"g", b"L", b"K"):
             if size > _LONGEST_EXTENDED_HEADER:
-                raise DamagedTarError(f"{path}: corrupt tar header at byte {position}: {size} bytes long", CORRUPT)
-            content = file.read(size)
+                raise _corrupt(path, position, f"{size} bytes long")
+            content = window.read(start, size)
             if len(content) < size:
-                raise DamagedTarError(f"{path}: cut short at byte {end}, within a header", CUT)
+                raise DamagedTarError(f"{path}: cut short at byte {end}, within a header", CUT, end)
             if kind == b"L":
                 extended["path"] = content.rstrip(b"\0").decode("utf-8", "backslashreplace")
             elif kind == b"g":
@@ -160,30 +205,43 @@ def _walk(file: BinaryIO, path: str) -> Iterator[Member]:
             elif kind == b"x":
                 extended.update(_pax_records(content, position, path))
         else:
-            pax = defaults | extended
-            extended = {}
-            name = printable(pax.get("path", name))
-            if "size" in pax:
-                size = _pax_size(pax["size"], position, path)
-            regular = kind in _REGULAR
-            if kind in (b"1", b"2", b"3", b"4", b"5", b"6"):
+            if extended or defaults:
+                pax = defaults | extended
+                extended = {}
+                name = pax.get("path", name)
+                if "size" in pax:
+                    size = _pax_size(pax["size"], position, path)
+            name = printable(name)
+            if not name:
+                raise _corrupt(path, position, "no name")
+            if kind in _SIZELESS:
                 size = 0
             if start + size > end:
-                raise DamagedTarError(f"{path}: cut short at byte {end}, within {name}", CUT, name)
+                raise DamagedTarError(f"{path}: cut short at byte {end}, within {name}", CUT, end, name)
             if kind != b"5" and not name.endswith("/"):
-                yield Member(name, start, size, regular)
+                yield Member(name, start, size, position, kind in _REGULAR)
         position = start + -(-size // _BLOCK) * _BLOCK
+
+
+def _check_start(head: bytes, path: str) -> None:
+    """Tells what is no tar at all from a tar that is damaged."""
+    if not head:
+        raise DamagedTarError(f"{path}: is empty (0 bytes); get it again", EMPTY, 0)
+    kind = next((kind for signature, kind in _OTHER_FILES if signature.match(head)), None)
+    if kind is None and len(head) == _BLOCK and head[257:262] != b"ustar" and head.count(0) < _BLOCK // 4:
+        kind = "something else"
+    if kind is not None and head[257:262] != b"ustar":
+        raise DamagedTarError(f"{path}: isn't a tar but {kind}; get it again", NOT_A_TAR, 0)
 
 
 def _parse(header: bytes, position: int, path: str) -> tuple[str, int, bytes]:
     """Name, size in bytes and type of a header block, after verifying its checksum."""
-    checksum = _number(header[148:156])
-    if checksum != sum(header) - sum(header[148:156]) + 8 * 32:
-        hint = " (a compressed file? unpack it first)" if header[:2] in (b"\x1f\x8b", b"BZ", b"\xfd7") else ""
-        raise DamagedTarError(f"{path}: corrupt tar header at byte {position}{hint}", CORRUPT)
+    stated = header[148:156]
+    if _number(stated) != sum(header) - sum(stated) + 8 * 32:
+        raise _corrupt(path, position, "its checksum is wrong")
     size = _number(header[124:136])
     if size is None:
-        raise DamagedTarError(f"{path}: corrupt tar header at byte {position}: no valid size", CORRUPT)
+        raise _corrupt(path, position, "no valid size")
     name = _text(header[:100])
     prefix = _text(header[345:500]) if header[257:263] == b"ustar\0" else ""
     return (f"{prefix}/{name}" if prefix else name), size, header[156:157]
@@ -208,8 +266,8 @@ def _pax_records(content: bytes, position: int, path: str) -> dict[str, str]:
     records: dict[str, str] = {}
     while content:
         length, _, rest = content.partition(b" ")
-        if not length.isdigit() or not len(length) + 3 < int(length) <= len(content):
-            raise DamagedTarError(f"{path}: corrupt tar header at byte {position}: bad extended record", CORRUPT)
+        if not length.isdigit() or len(length) > 9 or not len(length) + 3 < int(length) <= len(content):
+            raise _corrupt(path, position, "bad extended record")
         keyword, _, value = rest[: int(length) - len(length) - 2].partition(b"=")
         records[keyword.decode("utf-8", "backslashreplace")] = value.decode("utf-8", "backslashreplace")
         content = content[int(length) :]
@@ -218,17 +276,23 @@ def _pax_records(content: bytes, position: int, path: str) -> dict[str, str]:
 
 def _pax_size(value: str, position: int, path: str) -> int:
     if not (value.isascii() and value.isdigit() and len(value) < 20):
-        raise DamagedTarError(f"{path}: corrupt tar header at byte {position}: no valid size", CORRUPT)
+        raise _corrupt(path, position, "no valid size")
     return int(value)
 
 
-def _check_end(file: BinaryIO, position: int, path: str) -> None:
+def _check_end(archive: Archive, position: int) -> None:
     """Checks that a second block of zeros follows, and nothing else up to the end of the file."""
-    second = file.read(_BLOCK)
-    if len(second) < _BLOCK and not second.strip(b"\0"):
-        raise DamagedTarError(f"{path}: cut short within the end-of-archive marker", CUT)
-    rest = second
+    rest = archive.read(position + _BLOCK, _BLOCK)
+    if len(rest) < _BLOCK and not rest.strip(b"\0"):
+        message = f"{archive.name}: cut short at byte {archive.size}, within the end-of-archive marker"
+        raise DamagedTarError(message, CUT, archive.size, ended=True)
+    offset = position + _BLOCK
     while rest:
         if rest.strip(b"\0"):
-            raise DamagedTarError(f"{path}: corrupt tar header at byte {position}: zeros before data", CORRUPT)
-        rest = file.read(1 << 20)
+            raise _corrupt(archive.name, position, "zeros before data")
+        offset += len(rest)
+        rest = archive.read(offset, 1 << 20)
+
+
+def _corrupt(path: str, position: int, what: str) -> DamagedTarError:
+    return DamagedTarError(f"{path}: corrupt tar header at byte {position}: {what}", CORRUPT, position)

@@ -8,15 +8,16 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from mm.data.datamodule import ShardData, Watch, require, unwatched
-from mm.data.dataset import Batch
+from mm.data.dataset import Batch, PlacedSet
+from mm.data.opening import Need
 from mm.data.order import Place
+from mm.data.reading import IndexedShards
 from mm.data.samples import Sample
-from mm.data.shards import IndexedShards
+from mm.data.splits import ShardData, Watch, require, unwatched
 from mm.data.tokenizer import Tokenizer
-from mm.errors import DataError, OptionError
+from mm.errors import OptionError
 
 Learns = Literal["fill", "continue", "translate"]
 NOTHING = -100
@@ -66,9 +67,10 @@ class Objective(ABC):
         """Gives all texts of a sample that examples may be made of."""
         return [text for language in self.languages for text in self._known(sample, language)]
 
-    def lack(self, sample: Sample) -> str | None:
-        """Says what a sample lacks; None where there is enough for an example."""
-        return sample.lacks(self.languages)
+    @property
+    def need(self) -> Need:
+        """What a sample must have for an example."""
+        return Need((self.languages,))
 
     def _known(self, sample: Sample, language: str) -> list[str]:
         return [self.tokenizer.tidy(text) for text in sample.captions.get(language, [])]
@@ -170,9 +172,10 @@ class Translated(Objective):
         self.target = target
         self.parallel = parallel
 
-    def lack(self, sample: Sample) -> str | None:
-        """Says what a sample lacks; None where it has captions to read and to write."""
-        return sample.lacks(self.languages) or sample.lacks([self.target])
+    @property
+    def need(self) -> Need:
+        """What a sample must have: captions to read and to write."""
+        return Need((self.languages, (self.target,)))
 
     def texts(self, sample: Sample) -> list[str]:
         """Gives all texts of a sample that examples may be made of."""
@@ -202,43 +205,37 @@ class Translated(Objective):
         return [(text, others[order[number % len(order)]]) for number, text in enumerate(drawn)]
 
 
-class TextSet(Dataset[dict[str, Any]]):
+class TextSet(PlacedSet):
     """Examples made of the captions of samples, all chosen by (seed, epoch, sample).
 
     Args:
         shards: where samples are read from.
-        usable: indices into ``shards`` of the samples to use.
+        usable: (n,) sorted indices into ``shards`` of the samples to use.
         objective: makes examples of a sample.
         seed: what the choices depend on.
     """
 
-    def __init__(self, shards: IndexedShards, usable: Sequence[int], objective: Objective, seed: int) -> None:
-        self.shards = shards
-        self.usable = usable
+    def __init__(self, shards: IndexedShards, usable: np.ndarray, objective: Objective, seed: int) -> None:
+        super().__init__(shards, usable, seed)
         self.objective = objective
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.usable)
 
     def __getitem__(self, place: Place) -> dict[str, Any]:
         random = np.random.default_rng([self.seed, place.epoch, place.index])
-        sample = self.shards[self.usable[place.index]]
+        sample = self.shards[place.index]
         return {"index": place.index, "examples": self.objective.examples(sample, random)}
 
-    def collate(self, items: Sequence[dict[str, Any]]) -> Batch:
+    def stack(self, items: Sequence[dict[str, Any]]) -> Batch:
         """Stacks the examples of samples.
 
         Returns:
-            ``index`` (B,); for the M examples of all samples ``tokens``, ``padding`` and ``targets`` (M, T), ``texts``
-            and ``references`` as lists, and where they are translated ``source`` and ``source_padding`` (M, S).
+            For the M examples of all samples ``tokens``, ``padding`` and ``targets`` (M, T), ``texts`` and
+            ``references`` as lists, and where they are translated ``source`` and ``source_padding`` (M, S).
         """
         examples: list[Example] = [example for item in items for example in item["examples"]]
         pad = self.objective.tokenizer.pad
         tokens, padding = pad([example.tokens for example in examples])
         targets = np.where(padding, pad([example.targets for example in examples])[0], NOTHING)
         batch: Batch = {
-            "index": torch.tensor([item["index"] for item in items]),
             "tokens": torch.from_numpy(tokens),
             "padding": torch.from_numpy(padding),
             "targets": torch.from_numpy(targets),
@@ -255,18 +252,16 @@ class TextData(ShardData):
     """Captions from WebDataset shards as texts. Images are never decoded.
 
     Args:
-        train: folder, shard or pattern of shards to train on; or a list of these.
-        val: the same, to validate on.
-        test: the same, to test on.
-        batch_size: samples in a batch of one process.
+        train: what to train on, as ``ShardData`` has it.
+        val: what to validate on.
+        test: what to test on.
         captions: how many captions of each language that is read a sample gives in an epoch, drawn anew in each.
         parallel: whether the captions of a sample translate each other, the first the first and so on; otherwise every
             caption is paired with any other one.
         masked: share of the tokens of a caption that an encoder is to fill in.
         max_tokens: where captions are cut, special tokens counted.
         workers: processes that load data.
-        seed: what order, choice of captions and masks depend on.
-        val_batch_size: samples in a batch of validation and test.
+        options: as ``ShardData`` has them.
     """
 
     unit = "captions"
@@ -274,28 +269,17 @@ class TextData(ShardData):
 
     def __init__(
         self,
-        train: str | list[str] | None = None,
+        train: str | list[str] | dict[str, float] | None = None,
         val: str | list[str] | None = None,
         test: str | list[str] | None = None,
-        batch_size: int = 64,
         captions: int = 1,
         parallel: bool = False,
         masked: float = 0.15,
         max_tokens: int = 40,
         workers: int = 0,
-        seed: int = 0,
-        val_batch_size: int = 64,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            train,
-            val,
-            test,
-            batch_size=batch_size,
-            val_batch_size=val_batch_size,
-            max_tokens=max_tokens,
-            workers=workers,
-            seed=seed,
-        )
+        super().__init__(train, val, test, max_tokens=max_tokens, workers=workers, **options)
         require(1, captions=captions)
         require(8, max_tokens=max_tokens)  # special tokens may take up half of them
         if not 0 < masked <= 1:
@@ -331,24 +315,23 @@ class TextData(ShardData):
             self.objective = Translated(*shared, target, self.parallel)
         self._progress = progress
 
-    def _examine(self, sample: Sample, split: str) -> None:
-        if lack := self.objective.lack(sample):
-            raise DataError(f"{sample.source}: {lack}", "missing caption")
+    def _need(self, split: str) -> Need:
+        return self.objective.need
 
-    def _training_set(self, shards: IndexedShards, usable: list[int]) -> TextSet:
+    def _training_set(self, shards: IndexedShards, usable: np.ndarray) -> TextSet:
         self._check_words(shards, usable)
         return TextSet(shards, usable, self.objective, self.seed)
 
-    def _evaluation_set(self, shards: IndexedShards, usable: list[int]) -> TextSet:
+    def _evaluation_set(self, shards: IndexedShards, usable: np.ndarray) -> TextSet:
         return TextSet(shards, usable, self.objective, self.seed)
 
-    def _check_words(self, shards: IndexedShards, usable: list[int]) -> None:
+    def _check_words(self, shards: IndexedShards, usable: np.ndarray) -> None:
         """Refuses captions of which the tokenizer loses most: the model would learn to write unknown tokens.
 
         Raises:
             OptionError: less than half of the characters of the first samples come back.
         """
-        texts = [text for index in usable[:LOOKED_AT] for text in self.objective.texts(shards[index])]
+        texts = [text for index in usable[:LOOKED_AT].tolist() for text in self.objective.texts(shards[index])]
         tokenizer = self.objective.tokenizer
         back = tokenizer.decode(tokenizer.encode(texts))
         before, after = (sum(len("".join(text.split())) for text in some) for some in (texts, back))
@@ -358,13 +341,7 @@ class TextData(ShardData):
                 "come back; start from a model that knows the language"
             )
 
-    def _evaluate(self, split: str) -> DataLoader:
+    def _evaluate(self, split: str, **options: Any) -> DataLoader:
         """Gives what the first epoch of training would draw, so that figures of several epochs compare."""
-        dataset = self._evaluation[split]
-        return DataLoader(
-            dataset,
-            self.val_batch_size,
-            sampler=[Place(0, index) for index in range(len(dataset))],
-            num_workers=self.workers,
-            collate_fn=dataset.collate,
-        )
+        places = [Place(0, index) for index in self._evaluation[split].usable.tolist()]
+        return super()._evaluate(split, sampler=places, **options)

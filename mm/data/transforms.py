@@ -11,7 +11,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from mm.data.images import DEFAULT_MAX_PIXELS
+from mm.data.augmentation import Augmentation, Box, change_colors
+from mm.data.images import DEFAULT_MAX_PIXELS, EncodedImage
+from mm.data.jpeg import enough_eighths
 from mm.errors import OptionError
 
 
@@ -69,6 +71,9 @@ Pixels = Image.Image | Tensor
 """An RGB image, or as (3, H, W) uint8."""
 
 RESIZES = ("stretch", "shortest")
+MARGIN = 1.25
+"""How many times as long as a view's sides a crop decoded at a fraction of its size is at least: then the view differs
+from one of the full size by less than scaling by another filter does."""
 LONGEST = 64  # how many times as long as wide an image may be of which all is scaled before the square is cut out
 
 
@@ -78,17 +83,19 @@ class ImageTransform:
     Args:
         preprocessing: how; or the side of the square in pixels, to which the whole image is scaled.
         crop: the smallest share of the image's area that augmented views show.
+        color: by how much brightness, contrast and saturation of augmented views are changed at most; 0 for none.
+
+    Raises:
+        OptionError: a value is out of range.
     """
 
-    def __init__(self, preprocessing: Preprocessing | int, crop: float = 0.6) -> None:
+    def __init__(self, preprocessing: Preprocessing | int, crop: float = 0.6, color: float = 0.2) -> None:
         p = Preprocessing(preprocessing) if isinstance(preprocessing, int) else preprocessing
         self.preprocessing = p
         self.size = p.size
         self._filter = FILTERS[p.filter]
-        self._part = v2.RandomResizedCrop(
-            (p.size, p.size), scale=(crop, 1.0), ratio=(0.8, 1.25), interpolation=self._filter, antialias=True
-        )
-        self._color = v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2)
+        self._view_filter = FILTERS["bicubic"] if p.filter == "lanczos" else self._filter  # torch has no lanczos
+        self._augmentation = Augmentation(crop, color)
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Makes the square, in one way for every image.
@@ -119,27 +126,65 @@ class ImageTransform:
             pixels = v2.functional.resize(pixels, [height, wide], self._filter)
         return v2.functional.resize(pixels, [height, width], self._filter)
 
-    def view(self, image: Image.Image, number: int, seed: tuple[int, ...]) -> Tensor:
+    def view_of(
+        self, data: bytes, name: str, number: int, seed: tuple[int, ...], max_pixels: int = DEFAULT_MAX_PIXELS
+    ) -> Tensor:
         """Makes one of an image's augmented views; the same number and seed give the same pixels.
 
-        View 0 is the whole image, view 1 its mirror image; from 2 on they are random crops with changed colours, every
-        other one mirrored.
+        View 0 is the whole image as everywhere else, view 1 its mirror image; from 2 on they are random crops with
+        changed colours, every other one mirrored, for which a JPEG is decoded no larger than they need.
 
         Args:
-            image: RGB.
+            data: content of the image file.
+            name: the image, for messages.
             number: which view.
             seed: what the random choices depend on.
+            max_pixels: the most pixels (width x height) that are decoded.
 
         Returns:
             (3, size, size) uint8.
+
+        Raises:
+            ImageError: it can't be decoded, or its data are corrupt.
         """
-        if number < 2:
-            pixels = self(image)
-        else:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(int(np.random.SeedSequence([number, *seed]).generate_state(1)[0]))
-                pixels = v2.functional.pil_to_tensor(self._color(self._part(image)))
+        image = EncodedImage(data, name, max_pixels)
+        pixels = self(image.decode(strict=True)) if number < 2 else self._random_view(image, number, seed)
         return pixels.flip(-1) if number % 2 else pixels
+
+    def _random_view(self, image: EncodedImage, number: int, seed: tuple[int, ...]) -> Tensor:
+        random = np.random.Generator(np.random.Philox(np.random.SeedSequence([number, *seed])))
+        colors, box = self._augmentation.draw_colors(random), self._augmentation.draw_box(image.size, random)
+        part = decode_part(image, box, MARGIN * self.size)
+        pixels = v2.functional.resize(part, [self.size, self.size], self._view_filter)
+        return change_colors(pixels, colors) if self._augmentation.color else pixels.contiguous()
+
+
+def decode_part(image: EncodedImage, box: Box, least: float) -> Tensor:
+    """Decodes a part of an image, a JPEG at the smallest fraction of its size that leaves the part large enough.
+
+    Args:
+        image: the image.
+        box: which part, in pixels of the upright image; it is rounded to whole pixels of what is decoded.
+        least: how long its sides are to be at least, in pixels, unless they are shorter in full.
+
+    Returns:
+        (3, height, width) uint8.
+
+    Raises:
+        ImageError: it can't be decoded, or its data are corrupt.
+    """
+    whole = image.pixels(enough_eighths((box.width, box.height), least))
+    scale = round(8 * max(whole.shape) / max(image.size)) / 8  # sides are rounded up
+    left, right = _whole_range(box.left * scale, box.width * scale, whole.shape[1])
+    top, bottom = _whole_range(box.top * scale, box.height * scale, whole.shape[0])
+    return torch.from_numpy(whole).permute(2, 0, 1)[:, top:bottom, left:right]
+
+
+def _whole_range(start: float, length: float, whole: int) -> tuple[int, int]:
+    """Rounds a range to whole pixels, at least one, of those that there are."""
+    pixels = min(max(1, round(length)), whole)
+    first = min(round(start), whole - pixels)
+    return first, first + pixels
 
 
 def to_pixels(images: Tensor) -> Tensor:

@@ -6,13 +6,16 @@ import contextlib
 import hashlib
 import os
 import re
+import tarfile
 from collections.abc import Callable, Iterable
+from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, cast
 
 from mm.data.images import sniff_suffix
+from mm.data.keys import UniqueKeys, clean_key
 from mm.data.manifest import MANIFEST_NAME, Manifest, ManifestEntry
-from mm.data.samples import Rejection, Sample, Tally, caption_document, printable
+from mm.data.samples import Rejection, Sample, Tally, caption_document
 from mm.errors import DataError, OptionError, OutputError, ShardError
 from mm.files import sync_folder
 
@@ -52,28 +55,13 @@ def write_shards(
         DataError: there are no samples; or one can't be written and there is no tally.
         ShardError: writing failed, for instance for lack of space; the message names the finished shards.
     """
-    if max_samples < 1 or max_bytes < 1:
-        raise OptionError(f"max_samples {max_samples} and max_bytes {max_bytes} must be at least 1")
-    if not _PREFIX.fullmatch(prefix):
-        raise OptionError(f"prefix {prefix!r} must be a plain name of letters, digits, '-' and '_'")
     out = Path(out)
-    _prepare(out)
-    writer = _Writer(out, prefix, max_samples, max_bytes)
+    writer = ShardWriter(out, prefix, max_samples, max_bytes)
+    refuse_shards(out)
+    prepare_folder(out)
     try:
         for item in samples:
-            try:
-                if isinstance(item, Rejection):
-                    raise DataError(item.detail or f"{item.source}: {item.reason}", item.reason)
-                writer.write(item)
-            except ShardError:
-                raise
-            except DataError as error:
-                if tally is None:
-                    raise
-                tally.reject(item if isinstance(item, Rejection) else Rejection.of(error, item.source, item.key))
-            else:
-                if tally is not None:
-                    tally.use()
+            _write_or_reject(writer, item, tally)
             if progress is not None:
                 progress(1)
         writer.finish_shard()
@@ -83,8 +71,7 @@ def write_shards(
         manifest.write(out)
     except (OSError, OutputError) as error:
         writer.abandon()
-        what = f"{out / writer.name}: {error.strerror or error}" if isinstance(error, OSError) else str(error)
-        raise ShardError(f"{what}; {_keep(writer, out)}", "write failed") from error
+        raise ShardError(f"{writer.failure(error)}; {_keep(writer, out)}", "write failed") from error
     except BaseException:
         writer.abandon()
         _keep(writer, out)
@@ -92,27 +79,39 @@ def write_shards(
     return manifest
 
 
-def clean_key(key: str) -> str:
-    """A key that reads back as it was written: a relative path whose last part has no dot."""
-    parts = [
-        part for part in printable(key.replace("\\", "/")).replace("\\", "_").split("/") if part not in ("", ".", "..")
-    ]
-    parts = parts or ["sample"]
-    parts[-1] = parts[-1].replace(".", "_")
-    if parts[0].startswith("__"):
-        parts[0] = parts[0].lstrip("_") or "sample"
-    return "/".join(parts)
+class ShardWriter:
+    """Samples written to one shard after the other, each of which gets its name once it is complete and on disk.
 
+    Args:
+        out: the folder.
+        prefix: how the names of the shards begin.
+        max_samples: the most samples in a shard.
+        max_bytes: the most bytes of images and captions in a shard that has more than one sample.
+        keys: the keys that are taken; ``on_finish`` is called with each shard when it has got its name.
 
-class _Writer:
-    """The shard being written, and those that are finished."""
+    Raises:
+        OptionError: a limit below 1, or a prefix that isn't a plain name.
+    """
 
-    def __init__(self, out: Path, prefix: str, max_samples: int, max_bytes: int) -> None:
+    def __init__(
+        self,
+        out: Path,
+        prefix: str = "shard",
+        max_samples: int = 1000,
+        max_bytes: int = 1 << 28,
+        keys: UniqueKeys | None = None,
+    ) -> None:
+        if max_samples < 1 or max_bytes < 1:
+            raise OptionError(f"max_samples {max_samples} and max_bytes {max_bytes} must be at least 1")
+        if not _PREFIX.fullmatch(prefix):
+            raise OptionError(f"prefix {prefix!r} must be a plain name of letters, digits, '-' and '_'")
         self.finished: list[ManifestEntry] = []
-        self._out, self._prefix, self._max_samples, self._max_bytes = out, prefix, max_samples, max_bytes
-        self._keys: dict[str, int] = {}
+        self.out = out
+        self.on_finish: Callable[[ManifestEntry], None] | None = None
+        self._prefix, self._max_samples, self._max_bytes = prefix, max_samples, max_bytes
+        self._keys = UniqueKeys() if keys is None else keys
         self._file: _HashingFile | None = None
-        self._tar: Any = None
+        self._tar: tarfile.TarFile | None = None
         self._count = self._bytes = 0
 
     @property
@@ -120,7 +119,16 @@ class _Writer:
         """The shard being written."""
         return f"{self._prefix}-{len(self.finished):06d}.tar"
 
-    def write(self, sample: Sample) -> None:
+    def write(self, sample: Sample) -> str:
+        """Writes a sample, and finishes the shard before it where that is full.
+
+        Returns:
+            The key that it is written under.
+
+        Raises:
+            DataError: it isn't an image, or its captions or metadata can't be written.
+            OSError: writing failed.
+        """
         suffix = sniff_suffix(sample.image)
         if suffix is None:
             raise DataError(f"{sample.source}: isn't an image", "not an image")
@@ -128,42 +136,31 @@ class _Writer:
         size = len(sample.image) + len(document)
         if self._count and (self._count >= self._max_samples or self._bytes + size > self._max_bytes):
             self.finish_shard()
-        if self._tar is None:
-            self._open()
-        self._tar.write({"__key__": self._unique(clean_key(sample.key)), suffix: sample.image, "json": document})
+        tar = self._tar or self._open()
+        key = self._keys.take(clean_key(sample.key))
+        for name, content in sorted([(suffix, sample.image), ("json", document)]):
+            member = tarfile.TarInfo(f"{key}.{name}")
+            member.size = len(content)
+            tar.addfile(member, BytesIO(content))
         self._count += 1
         self._bytes += size
-
-    def _open(self) -> None:
-        from webdataset.writer import TarWriter  # imports torch
-
-        self._file = _HashingFile(open_file(self._temporary))
-        self._tar = TarWriter(self._file, user="", group="", mode=0o644, mtime=0, encoder=False)
-
-    @property
-    def _temporary(self) -> Path:
-        return self._out / _TEMPORARY.format(self.name)
-
-    def _unique(self, key: str) -> str:
-        name = key
-        while name in self._keys:
-            self._keys[key] += 1
-            name = f"{key}_{self._keys[key]}"
-        self._keys[name] = 1
-        return name
+        return key
 
     def finish_shard(self) -> None:
         """Completes the current shard, if there is one, and gives it its name."""
-        if self._file is None:
+        if self._file is None or self._tar is None:
             return
         self._tar.close()
         self._file.close()
-        path = self._out / self.name
+        path = self.out / self.name
         self._temporary.replace(path)
-        sync_folder(self._out)
-        self.finished.append(ManifestEntry(path.name, path, self._count, self._file.size, self._file.digest))
+        sync_folder(self.out)
+        entry = ManifestEntry(path.name, path, self._count, self._file.size, self._file.digest)
+        self.finished.append(entry)
         self._file = self._tar = None
         self._count = self._bytes = 0
+        if self.on_finish is not None:
+            self.on_finish(entry)
 
     def abandon(self) -> None:
         """Removes the shard that isn't finished."""
@@ -172,6 +169,29 @@ class _Writer:
         with contextlib.suppress(OSError):
             self._temporary.unlink(missing_ok=True)
         self._file = self._tar = None
+
+    def failure(self, error: OSError | OutputError) -> str:
+        """Says where writing failed, and why."""
+        return f"{self.out / self.name}: {error.strerror or error}" if isinstance(error, OSError) else str(error)
+
+    @property
+    def kept(self) -> str:
+        """Says which shards are finished."""
+        if not self.finished:
+            return "no shard was finished"
+        names = [entry.url for entry in self.finished]
+        listed = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+        total = sum(entry.nsamples for entry in self.finished)
+        return f"finished and kept in {self.out}: {listed} ({total} samples)"
+
+    @property
+    def _temporary(self) -> Path:
+        return self.out / _TEMPORARY.format(self.name)
+
+    def _open(self) -> tarfile.TarFile:
+        self._file = _HashingFile(open_file(self._temporary))
+        self._tar = tarfile.open(fileobj=cast(BinaryIO, self._file), mode="w|")  # noqa: SIM115 (finish_shard closes it)
+        return self._tar
 
 
 class _HashingFile:
@@ -212,29 +232,52 @@ def open_file(path: Path) -> BinaryIO:
     return path.open("wb")
 
 
-def _prepare(out: Path) -> None:
-    """Makes the folder and checks that it can be written to."""
+def refuse_shards(out: Path) -> None:
+    """Makes sure that a folder holds no shards.
+
+    Raises:
+        OutputError: it does.
+    """
+    if (out / MANIFEST_NAME).exists() or any(out.glob("*.tar")):
+        raise OutputError(f"{out}: already holds shards; choose an empty folder")
+
+
+def prepare_folder(out: Path) -> None:
+    """Makes a folder for shards, and removes what a run that was killed left unfinished in it.
+
+    Raises:
+        OutputError: it can't be made or written to.
+    """
     probe = out / _TEMPORARY.format("probe")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        if (out / MANIFEST_NAME).exists() or any(out.glob("*.tar")):
-            raise OutputError(f"{out}: already holds shards; choose an empty folder")
         probe.touch()
-        probe.unlink()
+        for pattern in ("*.tar", "probe", f"{MANIFEST_NAME}.*"):
+            for path in out.glob(_TEMPORARY.format(pattern)):
+                path.unlink()
     except OSError as error:
         raise OutputError(f"{out}: can't be written to: {error.strerror}; choose another folder") from error
 
 
-def _keep(writer: _Writer, out: Path) -> str:
-    """Writes a manifest of the finished shards, and says which these are."""
-    if not writer.finished:
-        return "no shard was finished"
-    names = [entry.url for entry in writer.finished]
-    listed = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
-    total = sum(entry.nsamples for entry in writer.finished)
-    kept = f"finished and kept in {out}: {listed} ({total} samples)"
+def _write_or_reject(writer: ShardWriter, item: Sample | Rejection, tally: Tally | None) -> None:
     try:
-        Manifest(writer.finished).write(out)
-    except OutputError:
-        return f"{kept}, without a manifest"
-    return kept
+        if isinstance(item, Rejection):
+            raise DataError(item.detail or f"{item.source}: {item.reason}", item.reason)
+        writer.write(item)
+    except DataError as error:
+        if tally is None:
+            raise
+        tally.reject(item if isinstance(item, Rejection) else Rejection.of(error, item.source, item.key))
+    else:
+        if tally is not None:
+            tally.use()
+
+
+def _keep(writer: ShardWriter, out: Path) -> str:
+    """Writes a manifest of the finished shards, and says which these are."""
+    if writer.finished:
+        try:
+            Manifest(writer.finished).write(out)
+        except OutputError:
+            return f"{writer.kept}, without a manifest"
+    return writer.kept

@@ -9,12 +9,13 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
 from mm.checkpoints.directory import describe_build
 from mm.data.tokenizer import Tokenizer
 from mm.data.transforms import Preprocessing
-from mm.errors import CheckpointError, OptionError
+from mm.errors import CheckpointError, OptionError, TrainingError
 from mm.training.optimizer import OptimizerSettings, adamw, cosine_schedule, parameter_groups
 
 HOW_IT_IS_TRAINED = ("dropout", "pooled_dropout", "frozen_stages")
@@ -108,11 +109,38 @@ class Training(L.LightningModule):
         if differing:
             raise CheckpointError(f"{source}: is of another model than the configuration: {', '.join(differing)}")
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Counts the batches of an interrupted epoch as they are now: of another size, or on more or fewer ranks."""
+        trainer = self.trainer
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if trainer.state.fn != TrainerFn.FITTING or data is None:
+            return
+        data.load_state_dict(checkpoint[type(data).__qualname__])  # Lightning does so only after this
+        counts = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+        more = data.batches_done(counts["processed"]) - counts["processed"]
+        counts.update({name: count + more for name, count in counts.items()})
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what it takes to use the weights: architecture and tokenizer."""
+        """Adds what it takes to use the weights: architecture and tokenizer.
+
+        Raises:
+            TrainingError: weights aren't finite.
+        """
+        for weights in (checkpoint["state_dict"], checkpoint.get("current_model_state", {})):
+            bad = [name for name, _ in self.named_parameters() if name in weights and not _finite(weights[name])]
+            if bad:
+                raise TrainingError(
+                    f"step {self.global_step}: {len(bad)} of the model's weights aren't finite, such as {bad[0]}; they "
+                    "aren't saved, and the last good checkpoint is as it was: lower model.optimizer.learning_rate, "
+                    "and go on with --ckpt_path last"
+                )
         described = describe_build(self.architecture, self.tokenizer, self.preprocessing, self.family)
         described["capabilities"] = list(self.model.capabilities)
         checkpoint["mm"] = described | {"tokenizer": self.tokenizer.to_json()}
+
+
+def _finite(weights: torch.Tensor) -> bool:
+    return bool(torch.isfinite(weights).all())
 
 
 def _numbers(description: Mapping[str, Any], within: str = "") -> dict[str, Any]:

@@ -1,51 +1,34 @@
-"""What is kept of training: which checkpoints, how they are written, and averaged weights."""
+"""What is kept of training: which checkpoints, and averaged weights."""
 
 from __future__ import annotations
 
+import logging
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
-from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
 
-from mm.errors import OptionError
-from mm.files import whole_file
+from mm.errors import OptionError, OutputError, TrainingError
+from mm.files import remove_leftovers
+from mm.training.saving import checkpoint_folder
+from mm.training.stopping import StoppedAtOnce
 
-
-class WholeCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint beside the old one, syncs it and renames it: there is a good one at every moment.
-
-    Lightning's own writer begins in the system's temporary folder, from where a rename is no single step if that is
-    on another device.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Writes a checkpoint to a local path.
-
-        Raises:
-            OSError: it can't be written; the old one is as it was.
-        """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as file:
-            torch.save(checkpoint, file)
-
-
-def checkpoint_folder(root: str | Path) -> Path:
-    """Where a run under ``default_root_dir`` keeps its checkpoints."""
-    return Path(root).absolute() / "checkpoints"
+log = logging.getLogger(__name__)
 
 
 class _InRootDir(ModelCheckpoint):
     """Keeps checkpoints in ``checkpoints/`` under the trainer's ``default_root_dir``, where the next run finds them."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Settles the folder."""
+        """Settles the folder, and removes what is left there of a save that was killed."""
         self._settle(trainer)
         super().setup(trainer, pl_module, stage)
+        if stage == "fit" and trainer.is_global_zero:
+            remove_leftovers(checkpoint_folder(trainer.default_root_dir) / f"{self.filename}{self.FILE_EXTENSION}")
 
     def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:
         # Lightning resolves ``ckpt_path="last"`` before ``setup``, and would look in the folder of the logger.
@@ -60,7 +43,7 @@ class LastCheckpoint(_InRootDir):
     """Keeps the latest state as ``last.ckpt``, which ``--ckpt_path last`` resumes from.
 
     Args:
-        minutes: how often it is saved; it is saved after the last step too.
+        minutes: how often it is saved; it is saved after the last step too, and where training was stopped.
     """
 
     def __init__(self, minutes: float = 10.0) -> None:
@@ -70,19 +53,52 @@ class LastCheckpoint(_InRootDir):
             save_top_k=1,
             enable_version_counter=False,
             save_on_train_epoch_end=False,
-            save_on_exception=True,
         )
+        self.saved: Path | None = None  # the file, if this run has written it
         self._training = False
+        self._between_steps = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the clock."""
         super().on_train_start(trainer, pl_module)
         self._training = True
 
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        """Takes note that there are gradients, which no checkpoint holds."""
+        self._between_steps = False
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *arguments: Any) -> None:
+        """Saves if it is time to, and no further batch belongs to the step."""
+        if not trainer.fit_loop._should_accumulate():
+            self._between_steps = True
+            super().on_train_batch_end(trainer, pl_module, *arguments)
+
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Saves where training was stopped; what fails before it begins leaves the file as it is."""
-        if self._training:
-            super().on_exception(trainer, pl_module, exception)
+        """Saves where training was stopped, if that is a state to go on from.
+
+        What fails before training begins leaves the file as it is.
+
+        Raises:
+            OutputError: training was told to stop, and the checkpoint can't be saved.
+        """
+        if not self._worth_saving(trainer, exception):
+            return
+        if trainer.validating:
+            _repeat_validation(trainer)
+        elif self._last_global_step_saved == trainer.global_step:
+            return
+        try:
+            self._save(trainer)
+        except (OutputError, TrainingError) as error:
+            if isinstance(exception, SIGTERMException):
+                raise
+            log.warning("%s", error)  # the exception says more about what went wrong
+
+    def _worth_saving(self, trainer: L.Trainer, exception: BaseException) -> bool:
+        told = isinstance(exception, SIGTERMException)
+        together = told or trainer.world_size == 1  # other ranks wouldn't come to save it
+        hopeless = isinstance(exception, (StoppedAtOnce, OutputError, TrainingError))
+        return self._training and self._between_steps and together and not hopeless
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Saves the end of training."""
@@ -91,7 +107,23 @@ class LastCheckpoint(_InRootDir):
     def save(self, trainer: L.Trainer) -> None:
         """Saves now, unless this step is saved already."""
         if self._last_global_step_saved != trainer.global_step:
+            self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        self.saved = Path(filepath)
+
+
+def _repeat_validation(trainer: L.Trainer) -> None:
+    """Makes a checkpoint that is saved now begin with the whole validation that is at hand."""
+    progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+    progress.reset()
+    progress.increment_ready()
+    progress.increment_started()
 
 
 class BestCheckpoint(_InRootDir):

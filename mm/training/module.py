@@ -16,8 +16,9 @@ from mm.checkpoints.backbones import load_stem_weights
 from mm.checkpoints.directory import Loaded, special_tokens
 from mm.checkpoints.resolve import find_tokenizer, load_vision_language
 from mm.checkpoints.starting import start_from_parts
-from mm.data.datamodule import CaptionData, Watch, unwatched
+from mm.data.datamodule import CaptionData
 from mm.data.dataset import Batch
+from mm.data.splits import Watch, unwatched
 from mm.data.tokenizer import Tokenizer
 from mm.data.transforms import Preprocessing, to_pixels
 from mm.errors import OptionError
@@ -185,7 +186,8 @@ class VisionLanguageTraining(Training):
             raise OptionError(
                 f"validation.language {self.validation.language!r} is unknown; the tokenizer knows {known}"
             )
-        data.attach(self.tokenizer, self.transform, self.validation.language, progress)
+        language = self.validation.language
+        data.attach(self.tokenizer, self.transform, language, progress, keeps_features=self.features is not None)
 
     def setup(self, stage: str) -> None:
         """Checks that captions fit the model.
@@ -258,7 +260,7 @@ class VisionLanguageTraining(Training):
         """Computes each loss that counts, unweighted, by its name in ``Losses``."""
         model, rows = self.model, batch["rows"]
         kept = batch.get("features")
-        images = model.image_tokens(batch["pixels"]) if kept is None else model.vision_tokens(kept)
+        images = model.image_tokens(to_pixels(batch["pixels"])) if kept is None else model.vision_tokens(kept)
         tokens, padding = batch["tokens"], batch["padding"]
         groups = [(slice(i, j), tokens[i:j, :length], padding[i:j, :length]) for i, j, length in batch["groups"]]
         result: dict[str, Tensor] = {}
@@ -309,7 +311,7 @@ class VisionLanguageTraining(Training):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Embeds and captions a batch of ``EvaluationSet.collate``."""
         assert self._run is not None
-        self._run.add(batch["pixels"], batch["keys"], batch["captions"])
+        self._run.add(to_pixels(batch["pixels"]), batch["keys"], batch["captions"])
 
     def report(self, split: str) -> None:
         """Logs the metrics and a picture of photos with their captions."""

@@ -7,16 +7,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from encoding import encode
 from PIL import Image
 
 from mm.data.samples import Sample
-
-
-def encode(image: Image.Image, image_format: str = "PNG", **options: Any) -> bytes:
-    """The content of an image file."""
-    buffer = BytesIO()
-    image.save(buffer, image_format, **options)
-    return buffer.getvalue()
 
 
 def picture(number: int = 0, image_format: str = "PNG", size: tuple[int, int] = (8, 6)) -> bytes:

@@ -7,15 +7,25 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from encoding import encode, turned
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pictures import encode, picture
-from PIL import Image, ImageFile
+from pictures import picture
+from PIL import Image, ImageChops, ImageFile
 
-from mm.data.images import IMAGE_REASONS, check_image, decode_image, open_image, read_image, sniff_suffix
+from mm.data.images import (
+    IMAGE_REASONS,
+    EncodedImage,
+    check_image,
+    decode_image,
+    open_image,
+    read_image,
+    sniff_suffix,
+)
 from mm.errors import ImageError, UsageError
 
 FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "PPM": "ppm"}
@@ -39,22 +49,10 @@ def test_every_format_decodes_to_rgb(image_format: str) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_exif_orientation_is_applied_once(orientation: int, image_format: str) -> None:
-    undo = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_90,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_270,
-    }
     upright = Image.new("RGB", (32, 16))
     upright.paste((255, 0, 0), (0, 0, 16, 8))
     upright.paste((0, 0, 255), (16, 8, 32, 16))
-    stored = upright.transpose(undo[orientation]) if orientation in undo else upright
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    image = decode_image(encode(stored, image_format, exif=exif))
+    image = decode_image(turned(upright, orientation, image_format))
     assert image.size == (32, 16)
     assert close(image.getpixel((4, 3)), (255, 0, 0), 30)
     assert close(image.getpixel((28, 13)), (0, 0, 255), 30)
@@ -258,3 +256,97 @@ def test_a_check_finds_what_decoding_finds(image_format: str) -> None:
         assert checked.value.reason == decoded.value.reason
     with pytest.raises(ImageError, match="over the limit"):
         check_image(whole, max_pixels=100)
+
+
+def photo(size: tuple[int, int] = (67, 45)) -> Image.Image:
+    coarse = np.random.default_rng(0).integers(0, 256, (6, 7, 3), dtype=np.uint8)
+    fine = np.random.default_rng(1).integers(0, 40, (size[1], size[0], 3), dtype=np.uint8)
+    return ImageChops.add(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC), Image.fromarray(fine))
+
+
+JPEGS: dict[str, dict[str, Any]] = {
+    "4:4:4": {"subsampling": 0},
+    "4:2:2": {"subsampling": 1},
+    "4:2:0": {"subsampling": 2},
+    "progressive": {"progressive": True},
+    "optimized": {"optimize": True, "quality": 30},
+    "restarts": {"restart_marker_blocks": 3},
+    "RGB": {"keep_rgb": True},
+    "a profile": {"icc_profile": bytes(3000)},
+    "high quality": {"quality": 100},
+}
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+@pytest.mark.parametrize("size", [(67, 45), (64, 64), (1, 1), (8, 200)])
+def test_a_jpeg_decodes_to_the_pixels_that_pillow_gives(kind: str, size: tuple[int, int]) -> None:
+    for image in (photo(size), photo(size).convert("L")):
+        if kind == "RGB" and image.mode == "L":
+            continue
+        data = encode(image, "JPEG", **JPEGS[kind])
+        expected = np.asarray(Image.open(BytesIO(data)).convert("RGB"))
+        encoded = EncodedImage(data)
+        assert np.array_equal(np.asarray(encoded.decode(strict=True)), expected)
+        assert np.array_equal(encoded.pixels(), expected) and encoded.size == size
+
+
+def test_several_pictures_in_a_jpeg_give_the_first() -> None:
+    data = encode(photo(), "MPO", save_all=True, append_images=[Image.new("RGB", (67, 45))])
+    assert Image.open(BytesIO(data)).format == "MPO"
+    assert np.array_equal(EncodedImage(data).pixels(), np.asarray(Image.open(BytesIO(data)).convert("RGB")))
+
+
+@pytest.mark.parametrize("image_format", FORMATS)
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_pixels_are_those_of_the_whole_image(image_format: str, orientation: int) -> None:
+    data = (
+        turned(photo(), orientation, image_format)
+        if image_format in ("JPEG", "PNG", "WEBP")
+        else encode(photo(), image_format)
+    )
+    encoded = EncodedImage(data)
+    assert encoded.size == (67, 45)
+    pixels = encoded.pixels()
+    assert pixels.flags.writeable and np.array_equal(pixels, np.asarray(decode_image(data)))
+
+
+@pytest.mark.parametrize("eighths", [1, 2, 4])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_jpeg_decodes_at_a_fraction_of_its_size(mode: str, eighths: int) -> None:
+    image = photo((640, 320)).convert(mode)
+    pixels = EncodedImage(turned(image, 6, quality=95)).pixels(eighths)
+    assert pixels.shape == (40 * eighths, 80 * eighths, 3)
+    expected = image.convert("RGB").resize((80 * eighths, 40 * eighths), Image.Resampling.BOX)
+    assert np.abs(pixels.astype(int) - np.asarray(expected)).mean() < 3
+
+
+def test_a_cmyk_jpeg_comes_in_full() -> None:
+    data = encode(photo().convert("CMYK"), "JPEG", quality=95)
+    pixels = EncodedImage(data).pixels(1)
+    assert np.array_equal(pixels, np.asarray(decode_image(data, strict=True)))
+    assert np.abs(pixels.astype(int) - np.asarray(photo())).mean() < 4
+
+
+def corrupt(data: bytes) -> bytes:
+    """A JPEG some of whose data are zeros."""
+    middle = len(data) // 2
+    return data[:middle] + bytes(600) + data[middle + 600 :]
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 5}])
+def test_corrupt_data_are_an_error_where_asked_for(options: dict[str, Any]) -> None:
+    data = corrupt(encode(photo((320, 240)), "JPEG", quality=95, **options))
+    shown = np.asarray(Image.open(BytesIO(data)).convert("RGB"))  # Pillow sees nothing wrong
+    assert np.array_equal(np.asarray(decode_image(data)), shown)
+    for look in (lambda: decode_image(data, strict=True), lambda: check_image(data), EncodedImage(data).pixels):
+        with pytest.raises(ImageError, match="the JPEG file is damaged: Corrupt JPEG data") as caught:
+            look()
+        assert caught.value.reason == "damaged"
+
+
+def test_what_libjpeg_only_finds_unusual_is_no_error() -> None:
+    data = encode(photo(), "JPEG")
+    at = data.index(b"JFIF\0") + 5
+    unusual = data[:at] + b"\x09" + data[at + 1 :]  # a version of JFIF that doesn't exist
+    check_image(unusual)
+    assert np.array_equal(EncodedImage(unusual).pixels(), np.asarray(decode_image(data)))

@@ -1,26 +1,29 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-from pictures import picture
+from making import PARTS, SPLITS, content, make, mixed_sources, samples_in
+from pictures import picture, some_samples
 
-from mm.data.making import samples_from
-from mm.data.samples import Rejection, Sample, Tally
-from mm.data.shards import read_shard, write_shards
-from mm.errors import UsageError
+from mm.data.making import Reading
+from mm.data.packing import ADDED, DUPLICATE_CAPTIONS, DUPLICATES, RENAMED, UNCAPTIONED, Packing
+from mm.data.samples import Tally
+from mm.data.selection import Selection
+from mm.data.shards import write_shards
+from mm.errors import DataError, OptionError, UsageError
 
 
-def split(items: object) -> tuple[dict[str, Sample], dict[str, Rejection]]:
-    listed = list(items)  # type: ignore[call-overload]
-    good = {item.key: item for item in listed if isinstance(item, Sample)}
-    bad = {item.key: item for item in listed if isinstance(item, Rejection)}
-    assert len(good) + len(bad) == len(listed)
-    return good, bad
+@pytest.fixture
+def sources(tmp_path: Path) -> list[Path]:
+    """31 items in a folder, a table and shards."""
+    return mixed_sources(tmp_path)
 
 
 def test_folder(tmp_path: Path) -> None:
-    (tmp_path / "sub" / ".hidden").mkdir(parents=True)
+    photos = tmp_path / "photos"
+    (photos / "sub" / ".hidden").mkdir(parents=True)
     files = {
         "a.png": picture(1),
         "a.txt": b"a dog\n",
@@ -39,121 +42,144 @@ def test_folder(tmp_path: Path) -> None:
         "._a.png": b"ignored",
         "sub/.hidden/d.png": picture(),
     }
-    for name, content in files.items():
-        (tmp_path / name).write_bytes(content)
-    samples = samples_from(tmp_path)
-    good, bad = split(samples)
-    assert len(samples) == 8 == len(good) + len(bad)
-    assert {key: sample.captions for key, sample in good.items()} == {
+    for name, data in files.items():
+        (photos / name).write_bytes(data)
+    tally = Tally()
+    made = make(photos, tmp_path / "out", tally=tally)
+    samples = samples_in(tmp_path / "out")
+    assert {key: sample.captions for key, sample in samples.items()} == {
         "a": {"en": ["a dog"]},
         "b": {"en": ["x", "y"], "zh": ["狗"]},
-        "sub/c.v1": {"en": ["dotted"]},
         "none": {},
+        "sub/c_v1": {"en": ["dotted"]},
     }
-    assert good["b"].metadata == {"width": 3} and good["a"].image == picture(1)
-    assert {key: rejection.reason for key, rejection in bad.items()} == {
+    assert samples["b"].metadata == {"width": 3} and samples["a"].image == picture(1)
+    assert {rejection.key: rejection.reason for rejection in tally.rejections} == {
         "latin": "caption is not UTF-8",
         "empty": "empty file",
         "text": "not an image",
         "cut": "truncated",
     }
+    assert (tally.used, made.counts) == (4, {UNCAPTIONED: 1})
+
+
+def test_every_item_is_counted_once(tmp_path: Path, sources: list[Path]) -> None:
+    tally, told = Tally(), []
+    made = make(sources, tmp_path / "out", *PARTS, tally=tally, progress=lambda *done: told.append(done))
+    written = sum(manifest.total for manifest in made.manifests.values())
+    assert written == tally.used == 21
+    assert made.left_out == {"no caption in en": 3}
+    assert tally.by_reason() == {"caption is not UTF-8": 1, "truncated": 1, "missing image": 1}
+    assert (made.counts[DUPLICATES], made.counts[DUPLICATE_CAPTIONS], made.counts[RENAMED]) == (4, 5, 1)
+    assert written + sum(made.left_out.values()) + made.counts[DUPLICATES] + tally.rejected == 31
+    assert told == [(number, None) for number in range(1, 32)]
+    assert made.members == {".cls": 2}
+
+
+def test_bytes_depend_on_source_and_options_alone(tmp_path: Path, sources: list[Path]) -> None:
+    for workers in (1, 2, 5):
+        make(sources, tmp_path / str(workers), *PARTS, tally=Tally(), workers=workers)
+    assert content(tmp_path / "1") == content(tmp_path / "2") == content(tmp_path / "5")
+    make(sources, tmp_path / "other", *PARTS[1:], tally=Tally())
+    assert content(tmp_path / "other") != content(tmp_path / "1")
+
+
+def test_samples_of_shards_keep_everything(tmp_path: Path) -> None:
+    samples = some_samples(7)
+    write_shards(samples, tmp_path / "in", max_samples=2)
+    make([tmp_path / "in" / "shard-000003.tar", tmp_path / "in"], tmp_path / "out", Packing(max_samples=5))
+    found = samples_in(tmp_path / "out")
+    for sample in samples:
+        again = found[sample.key]
+        assert (again.image, again.captions, again.metadata) == (sample.image, sample.captions, sample.metadata)
+    assert len(found) == 8 and found["key006_2"].image == samples[6].image
+
+
+def test_damaged_shards_are_rejected_after_their_good_samples(tmp_path: Path) -> None:
+    write_shards(some_samples(6), tmp_path / "in")
+    shard = tmp_path / "in" / "shard-000000.tar"
+    shard.write_bytes(shard.read_bytes()[:4000])
     tally = Tally()
-    manifest = write_shards(samples, tmp_path / "out", tally=tally)
-    assert (manifest.total, tally.seen) == (4, 8)
-    keys = [item.key for item in read_shard(manifest.shards[0].path)]
-    assert keys == ["a", "b", "none", "sub/c_v1"]
+    make(tmp_path / "in", tmp_path / "out", tally=tally)
+    assert 0 < tally.used < 6 and tally.seen == 6
+    assert set(tally.by_reason()) == {"shard cut short"}
 
 
-@pytest.mark.parametrize(("suffix", "comma"), [(".csv", ","), (".tsv", "\t"), (".CSV", ",")])
-def test_table(tmp_path: Path, suffix: str, comma: str) -> None:
-    (tmp_path / "images").mkdir()
-    for number, name in enumerate("abcd"):
-        (tmp_path / "images" / f"{name}.png").write_bytes(picture(number))
-    (tmp_path / "images" / "e.png").write_bytes(b"text")
-    rows = [
-        ["image", "caption", "language", "photographer"],
-        ["images/a.png", "one", "en", "Ann"],
-        ["images/b.png", '"two, with a comma"', "", ""],
-        ["images/a.png", "又一个", "zh", ""],
-        ["images/a.png", "three", "", ""],
-        ["images/c.png", "", "", ""],
-        ["images/d.png", "caf\udce9", "", ""],
-        ["images/e.png", "text", "", ""],
-        ["images/missing.png", "gone", "", ""],
-        ["", "no image", "", ""],
-        ["", "nor here", "", ""],
-        ["images", "a folder", "", ""],
-    ]
-    text = "\n".join(comma.join(row) for row in rows)
-    path = tmp_path / f"table{suffix}"
-    path.write_bytes(b"\xef\xbb\xbf" + text.encode("utf-8", "surrogateescape"))
-    samples = samples_from(path)
-    good, bad = split(samples)
-    assert len(samples) == 9 == len(good) + len(bad)
-    assert {key: sample.captions for key, sample in good.items()} == {
-        "images/a": {"en": ["one", "three"], "zh": ["又一个"]},
-        "images/b": {"en": ["two, with a comma"]},
-        "images/c": {},
+def test_splits_follow_from_keys(tmp_path: Path) -> None:
+    write_shards(some_samples(40), tmp_path / "in")
+    write_shards(some_samples(60)[::-1], tmp_path / "more")
+    few = make(tmp_path / "in", tmp_path / "few", Packing(splits=SPLITS))
+    make([tmp_path / "more", tmp_path / "in"], tmp_path / "many", Packing(splits=SPLITS, drop_duplicates=True))
+    assert 14 <= few.manifests["train"].total <= 34
+    for split in SPLITS.names:
+        assert samples_in(tmp_path / "few" / split).keys() <= samples_in(tmp_path / "many" / split).keys()
+        assert all(SPLITS.of(key) == split for key in samples_in(tmp_path / "many" / split))
+    assert sorted(path.name for path in (tmp_path / "few").iterdir()) == ["train", "val"]
+
+
+def test_a_list_and_captions_of_another_file(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for number in range(5):
+        (tmp_path / "photos" / f"{number}.png").write_bytes(picture(number))
+    (tmp_path / "tokens.txt").write_text("".join(f"{n}.png#{i}\tcaption {n} {i}\n" for n in range(5) for i in (0, 1)))
+    (tmp_path / "zh.txt").write_text("0.png#zhc#0 狗\n1.png#zhc#0 猫\n1.png#zhc#1 \n9.png#zhc#0 鸟\n", encoding="utf-8")
+    (tmp_path / "list.txt").write_text("0.png\n1.png\n2.png\n8.png\n")
+    reading = Reading(tmp_path / "photos", listed=tmp_path / "list.txt", add=[f"zh={tmp_path / 'zh.txt'}"])
+    made = make(tmp_path / "tokens.txt", tmp_path / "out", reading)
+    assert {key: sample.captions for key, sample in samples_in(tmp_path / "out").items()} == {
+        "0": {"en": ["caption 0 0", "caption 0 1"], "zh": ["狗"]},
+        "1": {"en": ["caption 1 0", "caption 1 1"], "zh": ["猫"]},
+        "2": {"en": ["caption 2 0", "caption 2 1"]},
     }
-    assert good["images/a"].metadata == {"photographer": "Ann"} and good["images/c"].image == picture(2)
-    assert [rejection.reason for rejection in bad.values()] == [
-        "caption is not UTF-8",
-        "not an image",
-        "missing image",
-        "no image",
-        "no image",
-        "unreadable file",
+    assert (made.left_out, made.not_found, made.counts[ADDED]) == ({"not in the list": 2}, 1, 2)
+
+
+def test_the_folder_of_shards_may_lie_within_the_source(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture())
+    write_shards(some_samples(2), tmp_path / "other")
+    make(tmp_path, tmp_path / "out")
+    assert samples_in(tmp_path / "out").keys() == {"a", "key000", "key001"}
+    make(tmp_path, tmp_path / "other" / "out")
+    assert samples_in(tmp_path / "other" / "out").keys() == {"a", "key000", "key000_2", "key001", "key001_2", "a_2"}
+
+
+def test_what_can_not_be_written_is_rejected(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture(1))
+    (tmp_path / "b.png").write_bytes(picture(2))
+    (tmp_path / "t.csv").write_text("image,caption,language\na.png,a dog,\nb.png,ein Hund,Deutsch!\n")
+    tally = Tally()
+    make(tmp_path / "t.csv", tmp_path / "out", tally=tally)
+    assert tally.by_reason() == {"unknown caption language": 1} and samples_in(tmp_path / "out").keys() == {"a"}
+
+
+def test_nothing_left_to_write(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(picture())
+    with pytest.raises(DataError, match="no sample was left"):
+        make(tmp_path / "photos", tmp_path / "out", Selection(min_side=100))
+    assert content(tmp_path / "out") == {}
+    make(tmp_path / "photos", tmp_path / "out", Selection(min_side=2))
+    assert samples_in(tmp_path / "out").keys() == {"a"}
+
+
+def test_wrong_use_is_found_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "notes.txt").write_text("x")
+    (tmp_path / "a.png").write_bytes(picture())
+    (tmp_path / "t.csv").write_text("image,caption\nsub/a.png,x\n")
+    out = tmp_path / "out"
+    cases: list[tuple[type[Exception], str, str, tuple[Any, ...]]] = [
+        (UsageError, "no images", "notes", ()),
+        (UsageError, "doesn't exist", "nowhere", ()),
+        (UsageError, "doesn't exist", "nowhere.tar", ()),
+        (UsageError, "names 1 images, the first sub/a.png, of which none is in .*--images", "t.csv", ()),
+        (OptionError, "no source is such a file", "a.png", (Reading(tmp_path),)),
+        (OptionError, "--add 'zh' must look like", "a.png", (Reading(add=["zh"]),)),
+        (UsageError, "list.txt", "a.png", (Reading(listed=tmp_path / "list.txt"),)),
+        (OptionError, "max_samples 0", "a.png", (Packing(max_samples=0),)),
+        (OptionError, "prefix", "a.png", (Packing("../x"),)),
     ]
-    assert all("\n" not in rejection.detail for rejection in bad.values())
-    assert "line 7" in bad["images/d.png"].detail
-
-
-def test_other_columns_are_metadata_that_reads_back(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(picture())
-    (tmp_path / "t.csv").write_text("image,caption,,,captions_source\na.png,a dog,1,2,web\n")
-    manifest = write_shards(samples_from(tmp_path / "t.csv"), tmp_path / "out")
-    (sample,) = read_shard(manifest.shards[0].path)
-    assert isinstance(sample, Sample)
-    assert (sample.captions, sample.metadata) == ({"en": ["a dog"]}, {"captions_source": "web"})
-
-
-def test_rows_with_too_many_cells(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(picture())
-    (tmp_path / "t.csv").write_text("image,caption\na.png,a dog, on grass\n")
-    (rejection,) = samples_from(tmp_path / "t.csv")
-    assert isinstance(rejection, Rejection) and rejection.reason == "malformed row" and "line 2" in rejection.detail
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "says"),
-    [
-        ("t.csv", b"", "no column 'image'"),
-        ("t.csv", b"file,caption\na.png,x\n", r"no column 'image' \(columns: file, caption\)"),
-        ("t.csv", b"image,text\na.png,x\n", "no column 'caption'"),
-        ("t.csv", b"image,caption\n", "no rows"),
-        (
-            "t.csv",
-            b"image,caption,captions\na.png,x,y\n",
-            "a column 'captions'; .* 'caption' and 'en' in .* 'language'",
-        ),
-        ("t.tsv", b"image\tcaptions_zh\na.png\tx\n", "a column 'captions_zh'; .* 'caption' and 'zh' in .* 'language'"),
-        ("t.csv", b"image,caption,caption\na.png,x,y\n", "the column 'caption' twice"),
-        ("t.csv", b"image,caption,width,width\na.png,x,1,2\n", "the column 'width' twice"),
-        ("t.csv", b"image,caption\na.png," + b"x" * 200_000, "line"),
-        ("t.xlsx", b"PK", "isn't a folder"),
-        ("nowhere/t.csv", None, "doesn't exist"),
-    ],
-)
-def test_wrong_use(tmp_path: Path, name: str, content: bytes | None, says: str) -> None:
-    path = tmp_path / name
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(UsageError, match=says) as caught:
-        samples_from(path)
-    assert str(path) in str(caught.value)
-
-
-def test_folder_without_images(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(UsageError, match="no images"):
-        samples_from(tmp_path)
+    for error, says, source, parts in cases:
+        with pytest.raises(error, match=says):
+            make(tmp_path / source, out, *parts)
+        assert not out.exists()

@@ -1,111 +1,126 @@
 from __future__ import annotations
 
-import itertools
-import math
+from collections import Counter
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import Dataset
 
-from mm.data.order import OrderedBatches, Place, ResumableLoader, epoch_order, walk
+from mm.data.order import BLOCK, GROUP, WINDOW, SampleOrder
+from mm.errors import OptionError
 
 SEEDS = st.integers(0, 2**40)
-TOTALS = st.integers(1, 60)
+SHARDS = st.lists(st.integers(0, 40), min_size=1, max_size=50).filter(any)
+BLOCKS = st.sampled_from([1, 2, 16])
+Walk = list[tuple[int, int]]
 
 
-@given(SEEDS, st.integers(0, 1000), TOTALS)
-def test_an_epoch_is_a_permutation_that_depends_on_its_arguments_alone(seed: int, epoch: int, total: int) -> None:
-    order = epoch_order(seed, epoch, total)
-    assert sorted(order.tolist()) == list(range(total))
+def walk(order: SampleOrder, epoch: int, start: int = 0) -> Walk:
+    """All places of an epoch from one on: how often each sample came before, and its index."""
+    return [
+        place
+        for epochs, indices in order.epoch(epoch, start)
+        for place in zip(epochs.tolist(), indices.tolist(), strict=True)
+    ]
+
+
+@given(SEEDS, st.integers(0, 1000), SHARDS, BLOCKS)
+def test_an_epoch_holds_every_sample_once(seed: int, epoch: int, sizes: list[int], block: int) -> None:
+    places = walk(SampleOrder([sizes], None, seed, block), epoch)
+    assert sorted(places) == [(epoch, index) for index in range(sum(sizes))]
+
+
+@given(SEEDS, SHARDS, BLOCKS)
+def test_an_epoch_depends_on_its_arguments_alone(seed: int, sizes: list[int], block: int) -> None:
+    first = walk(SampleOrder([sizes], None, seed, block), 3)
     np.random.default_rng().random()
-    assert np.array_equal(order, epoch_order(seed, epoch, total))
+    assert first == walk(SampleOrder([sizes], None, seed, block), 3)
 
 
-def test_orders_differ_between_seeds_and_epochs() -> None:
-    orders = {tuple(epoch_order(seed, epoch, 50)) for seed in range(5) for epoch in range(5)}
-    assert len(orders) == 25
+@pytest.mark.parametrize("block", [1, BLOCK])
+def test_orders_differ_between_seeds_and_epochs(block: int) -> None:
+    orders = {tuple(walk(SampleOrder([[50]], None, seed, block), epoch)) for seed in range(5) for epoch in range(5)}
+    assert len({tuple(index for _, index in order) for order in orders}) == 25
 
 
 def test_orders_stay_the_same_between_releases() -> None:
-    assert epoch_order(3, 1, 8).tolist() == [0, 7, 6, 1, 5, 3, 2, 4]
+    """A resumed run would otherwise see other samples."""
+    assert [index for _, index in walk(SampleOrder([[5, 3]], None, 3), 1)] == [4, 0, 3, 7, 2, 6, 1, 5]
+    assert [index for _, index in walk(SampleOrder([[5, 3]], None, 3, 1), 1)] == [4, 2, 3, 5, 1, 7, 6, 0]
+    assert [index for _, index in walk(SampleOrder([[4], [4]], [1, 0.5], 3), 1)] == [0, 3, 1, 6, 2, 7]
 
 
-@given(SEEDS, TOTALS, st.integers(0, 300))
-def test_walking_can_begin_anywhere(seed: int, total: int, position: int) -> None:
-    whole = list(itertools.islice(walk(seed, total, 0), position + 2 * total))
-    assert whole[position:] == list(itertools.islice(walk(seed, total, position), 2 * total))
-    assert [place.epoch for place in whole] == [i // total for i in range(len(whole))]
+@settings(max_examples=60, deadline=None)
+@given(SEEDS, st.lists(SHARDS, min_size=1, max_size=3), st.integers(0, 5), st.data())
+def test_an_epoch_can_begin_anywhere(seed: int, sources: list[list[int]], epoch: int, data: st.DataObject) -> None:
+    weights = data.draw(st.none() | st.lists(st.floats(0.2, 3), min_size=len(sources), max_size=len(sources)))
+    try:
+        order = SampleOrder(sources, weights, seed)
+    except OptionError:
+        return
+    start = data.draw(st.integers(0, order.total))
+    assert walk(order, epoch)[start:] == walk(order, epoch, start)
 
 
-@settings(max_examples=60)
-@given(SEEDS, TOTALS, st.integers(1, 5), st.integers(1, 9), st.integers(0, 100))
-def test_ranks_share_one_sequence(seed: int, total: int, ranks: int, batch_size: int, position: int) -> None:
-    per_rank = []
-    for rank in range(ranks):
-        batches = OrderedBatches(total, batch_size, seed, rank, ranks)
-        batches.position = position
-        assert batches.stride == ranks * batch_size
-        per_rank.append(list(batches))
-        assert len(per_rank[-1]) == len(batches) == max(1, total // batches.stride)
-        assert all(len(batch) == batch_size for batch in per_rank[-1])
-    together = []
-    for step in zip(*per_rank, strict=True):
-        for places in zip(*step, strict=True):
-            together += places
-    assert together == list(itertools.islice(walk(seed, total, position), len(together)))
+def test_weights_say_how_often_an_epoch_holds_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mm.data.order.MIXED_AT_ONCE", 16)
+    order = SampleOrder([[30, 10], [20], [7]], [1, 2.5, 1 / 7], seed=1)
+    assert order.counts == [40, 50, 1] and order.total == 91
+    seen: Counter[int] = Counter()
+    for epoch in range(14):
+        places = walk(order, epoch)
+        counts = Counter(np.searchsorted([40, 60], [index for _, index in places], side="right").tolist())
+        assert counts == {0: 40, 1: 50, 2: 1}
+        assert len(set(places)) == len(places)  # a sample that comes again does so in another epoch of its own
+        seen.update(index for _, index in places)
+    assert set(seen.values()) == {14, 35, 2}
+    # the sources are mixed all through an epoch
+    half = [index for _, index in walk(order, 3)[:45]]
+    assert 15 < sum(index < 40 for index in half) < 25
 
 
-class Places(Dataset[Place]):
-    def __getitem__(self, place: Place) -> Place:
-        return place
-
-
-def loader(total: int, batch_size: int, workers: int = 0, **options: object) -> ResumableLoader:
-    return ResumableLoader(
-        Places(), OrderedBatches(total, batch_size, 5), num_workers=workers, collate_fn=list, **options
-    )
-
-
-@settings(max_examples=40, deadline=None)
-@given(TOTALS, st.integers(1, 9), st.integers(0, 40), st.integers(1, 9))
-def test_resuming_continues_exactly(total: int, batch_size: int, steps: int, later_size: int) -> None:
-    """Stopped after any number of steps, also with another batch size afterwards."""
-    first, seen = loader(total, batch_size), []
-    while steps > len(seen):
-        for batch in itertools.islice(first, steps - len(seen)):
-            seen.append(batch)
-    state = first.state_dict()
-    assert state == {"position": len(seen) * batch_size}
-    second = loader(total, later_size)
-    second.load_state_dict(state)
-    rest = [place for batch in second for place in batch]
-    whole = [place for batch in seen for place in batch] + rest
-    assert whole == list(itertools.islice(walk(5, total, 0), len(whole)))
-    assert len(rest) == later_size * max(1, total // later_size)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_batches_that_workers_fetched_ahead_do_not_count(workers: int) -> None:
-    first = loader(40, 4, workers)
-    running = iter(first)
-    seen = [next(running) for _ in range(3)]
-    assert first.state_dict() == {"position": 12}
-    second = loader(40, 4, workers)
-    second.load_state_dict(first.state_dict())
-    rest = list(second)
-    assert [place for batch in seen + rest for place in batch] == list(itertools.islice(walk(5, 40, 0), 12 + 40))
-
-
-def test_a_batch_at_hand_is_repeated() -> None:
-    interrupted = loader(40, 4, unfinished=lambda: 1)
-    running = iter(interrupted)
-    next(running), next(running)
-    assert interrupted.state_dict() == {"position": 4}
+@pytest.mark.parametrize(
+    ("weights", "what"), [([1, 0.0], "weight 0"), ([float("nan"), 1], "weight nan"), ([0.01, 0.01], "leave no sample")]
+)
+def test_weights_that_make_no_sense(weights: list[float], what: str) -> None:
+    with pytest.raises(OptionError, match=what):
+        SampleOrder([[3], [4]], weights)
 
 
 def test_nothing_to_order() -> None:
     with pytest.raises(ValueError, match="no samples"):
-        next(walk(0, 0, 0))
-    assert math.prod(epoch_order(0, 0, 0).shape) == 0
+        SampleOrder([[3], [0]])
+
+
+def test_blocks_stay_together_and_windows_are_shuffled() -> None:
+    sizes = [100] * 100
+    indices = np.asarray([index for _, index in walk(SampleOrder([sizes], None, 0), 0)])
+    shards = indices // 100
+    assert len(set(shards[: GROUP * 100].tolist())) == GROUP
+    for start in range(0, GROUP * 100, WINDOW):
+        window = indices[start : min(start + WINDOW, GROUP * 100)]
+        blocks = Counter(zip(window // 100, window % 100 // BLOCK, strict=True))
+        assert len(blocks) > 30
+        split = sum(1 for (_, block), count in blocks.items() if count < (BLOCK if block < 100 // BLOCK else 4))
+        assert split <= 2  # at most one block at each end
+        assert np.abs(np.diff(window)).mean() > 500
+
+
+def test_a_shuffle_in_blocks_mixes_nearly_as_well_as_a_full_one() -> None:
+    """How far apart two samples are in the order doesn't depend on how far apart they are in the shards."""
+    sizes = [1000] * 6
+    for block, least in ((1, 0.95), (BLOCK, 0.9)):
+        place = np.empty(6000, np.int64)
+        place[[index for _, index in walk(SampleOrder([sizes], None, 0, block), 0)]] = np.arange(6000)
+        # neighbours at a distance of 40 to 960 samples in a shard, against the third of the range that chance gives
+        spread = [np.abs(place[shift:] - place[:-shift]).mean() / 2000 for shift in (40, 200, 960)]
+        assert min(spread) > least and max(spread) < 1.1
+        assert abs(np.corrcoef(place, np.arange(6000))[0, 1]) < 0.1
+
+
+def test_an_epoch_of_ten_million_samples_begins_at_once() -> None:
+    order = SampleOrder([[1000] * 10_000], None, 0)
+    first = next(order.epoch(0))
+    assert len(first.indices) == GROUP * 1000
+    assert len(next(order.epoch(7, 9_999_990)).indices) == 10

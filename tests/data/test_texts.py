@@ -188,11 +188,11 @@ def test_images_are_neither_decoded_nor_read(tmp_path: Path) -> None:
 def test_samples_that_lack_one_of_the_languages_are_rejected_and_listed(tmp_path: Path) -> None:
     english, chinese = {"en": ["a wall"]}, {"zh": ["一面墙"]}
     texts(tmp_path, [english | chinese, english, chinese])
-    tally = data(tmp_path, "translate").tallies["train"]
+    tally = data(tmp_path, "translate").ledgers["train"].tally
     assert (tally.used, tally.seen) == (1, 3) and tally.by_reason() == {"missing caption": 2}
     details = {rejection.key: rejection.detail for rejection in tally.rejections}
     assert "no caption in zh" in details["1"] and "no caption in en" in details["2"]
-    assert data(tmp_path).tallies["train"].used == 3
+    assert data(tmp_path).ledgers["train"].tally.used == 3
     with pytest.raises(DataError, match=r"data.train: none of the 3 samples in .* can be used: missing caption"):
         made = TextData(str(tmp_path))
         made.attach(WORDS, "fill", ["fr"])
@@ -205,7 +205,7 @@ def test_words_that_the_tokenizer_loses_are_refused(tmp_path: Path) -> None:
     english, chinese = TextData(str(folder)), TextData(str(folder))
     english.attach(words, "fill", ["en"])
     english.setup("fit")
-    assert english.tallies["train"].used == 4
+    assert english.ledgers["train"].tally.used == 4
     chinese.attach(words, "fill", ["zh"])
     with pytest.raises(OptionError, match=r"tokenizer doesn't know the words of data.train: 0% of the char"):
         chinese.setup("fit")

@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from encoding import encode, turned
 from PIL import Image
 from torchvision.transforms import v2
 
-from mm.data.transforms import FILTERS, ImageTransform, Preprocessing, to_pixels
-from mm.errors import OptionError
+from mm.data.augmentation import Box
+from mm.data.images import EncodedImage, decode_image
+from mm.data.transforms import FILTERS, MARGIN, ImageTransform, Preprocessing, decode_part, to_pixels
+from mm.errors import ImageError, OptionError
+
+PHOTOS = Path(__file__).parents[2] / "data" / "samples"
 
 
 def photo() -> Image.Image:
@@ -117,32 +123,103 @@ def test_what_cannot_be_done_is_refused(options: dict[str, Any], message: str) -
 
 @pytest.mark.parametrize("number", [0, 1, 2, 3, 2**31])
 def test_a_view_is_a_function_of_its_number_and_seed(number: int) -> None:
-    transform, image = ImageTransform(32), photo()
+    transform, data = ImageTransform(32), encode(photo())
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    first = transform.view(image, number, (3, 4))
+    first = transform.view_of(data, "a", number, (3, 4))
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(2)
-    assert torch.equal(first, ImageTransform(32).view(image, number, (3, 4)))
-    other = transform.view(image, number, (3, 5))
+    assert torch.equal(first, ImageTransform(32).view_of(data, "b", number, (3, 4)))
+    other = transform.view_of(data, "a", number, (3, 5))
     assert torch.equal(first, other) == (number < 2)
 
 
-def test_views_differ() -> None:
-    transform, image = ImageTransform(32), photo()
-    views = [transform.view(image, number, (0, 0)) for number in range(8)]
-    assert torch.equal(views[0], transform(image)) and torch.equal(views[1], views[0].flip(-1))
-    assert len({bytes(view.numpy().tobytes()) for view in views}) == 8
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG"])
+def test_views_differ(image_format: str) -> None:
+    transform, data = ImageTransform(32), encode(photo(), image_format)
+    views = [transform.view_of(data, "a", number, (0, 0)) for number in range(8)]
+    assert torch.equal(views[0], transform(decode_image(data))) and torch.equal(views[1], views[0].flip(-1))
+    assert len({view.numpy().tobytes() for view in views}) == 8
+    assert all(view.shape == (3, 32, 32) and view.dtype == torch.uint8 for view in views)
 
 
-def test_crops_show_at_least_the_share_asked_for() -> None:
-    ramp = np.tile(np.arange(200, dtype=np.uint8), (200, 1))
-    image = Image.merge("RGB", [Image.fromarray(ramp)] * 3)
-    transform = ImageTransform(64, crop=0.9)
-    for _ in range(14):
-        pixels = transform._part(image)
-        row = np.asarray(pixels)[32, :, 0]
-        assert int(row.max()) - int(row.min()) >= 0.9 * 200 / 1.25 - 8
+def ramp(width: int, height: int) -> Image.Image:
+    """An image whose red is 250 times the share of the width, and whose green is that of the height."""
+    red = np.broadcast_to((250 * (np.arange(width) + 0.5) / width)[None], (height, width))
+    green = np.broadcast_to((250 * (np.arange(height) + 0.5) / height)[:, None], (height, width))
+    return Image.fromarray(np.stack([red, green, np.zeros_like(red)], 2).round().astype(np.uint8))
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG"])
+@pytest.mark.parametrize(("crop", "size"), [(0.9, (200, 200)), (0.3, (640, 480)), (1.0, (320, 320))])
+def test_crops_show_at_least_the_share_asked_for(crop: float, size: tuple[int, int], image_format: str) -> None:
+    transform, data = ImageTransform(64, crop=crop, color=0), encode(ramp(*size), image_format)
+    for number in range(2, 16):
+        view = transform.view_of(data, "a", number, (1,)).float()
+        wide, high = (float(side.max() - side.min()) / 250 for side in (view[0, 32], view[1, :, 32]))
+        assert 0.8 - 0.05 <= wide * size[0] / (high * size[1]) <= 1.25 + 0.07
+        assert wide * high >= crop * 0.93
+        assert (view[0, 32, 0] > view[0, 32, -1]) == (number % 2 == 1)
+
+
+def test_a_jpeg_is_decoded_no_larger_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    whole = EncodedImage.pixels
+    monkeypatch.setattr(EncodedImage, "pixels", lambda self, eighths: asked.append(eighths) or whole(self, eighths))
+    data = encode(ramp(800, 800), "JPEG")
+    for size, eighths in ((64, 1), (100, 2), (200, 4), (400, 8), (900, 8)):
+        ImageTransform(size, 0.9).view_of(data, "a", 2, (1,))
+        assert asked.pop() == eighths
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_part_lies_in_the_upright_image(orientation: int) -> None:
+    data = turned(ramp(640, 480), orientation)
+    for eighths in (1, 2, 8):
+        part = decode_part(EncodedImage(data), Box(160, 240, 320, 200), 25 * eighths).float()
+        assert part.shape == (3, 25 * eighths, 40 * eighths)
+        assert part[0, 2, [0, -1]].tolist() == pytest.approx([250 * 0.25, 250 * 0.75], abs=8)
+        assert part[1, [0, -1], 2].tolist() == pytest.approx([250 * 0.5, 250 * 440 / 480], abs=8)
+
+
+@pytest.mark.parametrize("name", ["cat.jpg", "coffee.jpg", "officer.jpg"])
+def test_a_view_of_a_scaled_jpeg_is_as_close_to_one_of_the_whole_as_another_filter_is(name: str) -> None:
+    image, box = EncodedImage((PHOTOS / name).read_bytes()), Box(16, 32, 256, 256)
+    whole = decode_part(image, box, 256)
+    assert whole.shape == (3, 256, 256)
+    bicubic, bilinear = (v2.functional.resize(whole, [51, 51], FILTERS[one]).float() for one in ("bicubic", "bilinear"))
+    part = decode_part(image, box, MARGIN * 51)
+    assert part.shape == (3, 64, 64)
+    view = v2.functional.resize(part, [51, 51], FILTERS["bicubic"]).float()
+    assert 0 < (view - bicubic).abs().mean() < 1.2 * (bilinear - bicubic).abs().mean()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (3, 2)])
+def test_any_image_gives_a_view(size: tuple[int, int]) -> None:
+    data = encode(Image.new("RGB", size, (10, 20, 30)))
+    for number in range(2, 6):
+        view = ImageTransform(16, color=0).view_of(data, "a", number, (1,))
+        assert view.flatten(1).unique(dim=1).tolist() == [[10], [20], [30]]
+
+
+@pytest.mark.parametrize("filter", FILTERS)
+def test_every_filter_gives_views(filter: str) -> None:
+    view = ImageTransform(Preprocessing(16, filter=filter), color=0).view_of(encode(ramp(64, 64)), "a", 2, (1,))
+    assert view[0, 8, 15] > view[0, 8, 0] + 150
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 3])
+def test_a_view_of_a_damaged_jpeg_is_refused(number: int) -> None:
+    data = bytearray(encode(Image.effect_noise((256, 256), 60), "JPEG"))
+    data[len(data) // 2 : len(data) // 2 + 2048] = bytes(2048)
+    with pytest.raises(ImageError, match=r"^a/b\.jpg: the JPEG file is damaged") as caught:
+        ImageTransform(32).view_of(bytes(data), "a/b.jpg", number, (1,))
+    assert caught.value.reason == "damaged"
+
+
+def test_a_view_of_too_many_pixels_is_refused() -> None:
+    with pytest.raises(ImageError, match="over the limit of 100 pixels"):
+        ImageTransform(8).view_of(encode(ramp(20, 20)), "a", 2, (1,), max_pixels=100)
 
 
 def test_pixels_are_between_0_and_1() -> None:

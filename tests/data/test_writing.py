@@ -1,23 +1,22 @@
 from __future__ import annotations
 
-import errno
 import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from making import FullDisk
 from pictures import contents, picture, some_samples
 
 from mm.data import writing
+from mm.data.keys import clean_key
 from mm.data.manifest import Manifest
 from mm.data.samples import Rejection, Sample, Tally
 from mm.data.shards import check_shards, read_shard, write_shards
-from mm.data.writing import clean_key
 from mm.errors import DataError, OptionError, OutputError, ShardError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).map(str.strip).filter(bool)
@@ -134,24 +133,6 @@ def test_output_is_checked_before_any_work(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
-class FullDisk:
-    """A file on a disk with room for so many bytes, shared by all such files."""
-
-    room = 0
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("wb")
-
-    def write(self, data: bytes) -> int:
-        if len(data) > FullDisk.room:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        FullDisk.room -= len(data)
-        return self._file.write(data)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-
 @pytest.mark.parametrize(("room", "kept"), [(5000, 0), (25_000, 2), (40_959, 3)])
 def test_no_space_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int, kept: int) -> None:
     monkeypatch.setattr(FullDisk, "room", room)
@@ -173,7 +154,7 @@ def test_no_space_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: in
 def test_file_size_limit_of_the_system(tmp_path: Path) -> None:
     program = (
         "import resource, sys; from mm.data.shards import write_shards; from mm.data.samples import Sample\n"
-        "from pathlib import Path; import webdataset.writer\n"
+        "from pathlib import Path; import mm.data.images\n"
         "image = Path(sys.argv[1]).read_bytes()\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, resource.RLIM_INFINITY))\n"
         "def samples():\n"

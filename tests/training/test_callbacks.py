@@ -9,8 +9,9 @@ import torch
 from running import fit, made_data, trainer, training
 
 from mm.checkpoints import load_checkpoint
-from mm.errors import OptionError
-from mm.training.callbacks import AveragedWeights, BestCheckpoint, LastCheckpoint, WholeCheckpoints
+from mm.errors import OptionError, OutputError
+from mm.training.callbacks import AveragedWeights, BestCheckpoint, LastCheckpoint
+from mm.training.saving import WholeCheckpoints
 
 
 @pytest.mark.parametrize(("every", "scores", "best"), [(1, [0.1, 0.4, 0.2, 0.3], 6), (2, [0.5, 0.2], 6)])
@@ -76,7 +77,7 @@ def test_a_checkpoint_is_whole_at_every_moment(tmp_path: Path, monkeypatch: pyte
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OutputError, match="No space left"):
         WholeCheckpoints().save_checkpoint({"a": torch.zeros(3)}, path)
     assert torch.equal(torch.load(path, weights_only=True)["a"], torch.ones(3))
     assert list(path.parent.iterdir()) == [path]

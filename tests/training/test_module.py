@@ -11,6 +11,9 @@ from running import Recorded, fit, made_data, trainer, training
 
 from mm.checkpoints import load_checkpoint, load_directory, save_directory
 from mm.data.dataset import Batch
+from mm.data.samples import Sample
+from mm.data.transforms import to_pixels
+from mm.data.writing import write_shards
 from mm.errors import MMError, OptionError
 from mm.generation import GenerationConfig
 from mm.models import HybridViT
@@ -32,7 +35,7 @@ def test_losses_of_a_batch_are_those_of_its_parts(tmp_path: Path) -> None:
     batch = a_batch(tmp_path, module)
     found = module.batch_losses(batch)
     model, rows = module.model, batch["rows"]
-    images = torch.cat([model.image_tokens(image[None]) for image in batch["pixels"]])
+    images = torch.cat([model.image_tokens(image[None]) for image in to_pixels(batch["pixels"])])
     texts, logits, targets = [], [], []
     for row, tokens, real, language in zip(rows, batch["tokens"], batch["padding"], batch["languages"], strict=True):
         ids, whole = tokens[real][None], torch.ones(1, int(real.sum()), dtype=torch.bool)
@@ -64,7 +67,7 @@ def test_matching_sees_pairs_and_hard_negatives(
 ) -> None:
     module = training(tmp_path, losses=Losses(match_pairs=match_pairs)).eval()
     batch = a_batch(tmp_path, module)
-    images = module.model.image_tokens(batch["pixels"])
+    images = module.model.image_tokens(to_pixels(batch["pixels"]))
     names = module.model.text_encoder.keys_values(images).layers[0].keys[:, 0, 0, 0].tolist()
     spied = Spied(module)
     monkeypatch.setattr(module.model, "match_logits", spied)
@@ -208,7 +211,10 @@ def test_stages_that_cannot_be_thawed(tmp_path: Path, model: Any, frozen: int, m
 @pytest.mark.slow
 @pytest.mark.parametrize("vision", ["hybrid", "ViT"])
 def test_a_tiny_model_overfits_four_samples_and_captions_them_exactly(tmp_path: Path, vision: str) -> None:
-    tiny.shards(tmp_path / "four", 4)
+    # One caption per image and language, so that there is one right answer.
+    first = {name: {code: known[:1] for code, known in tiny.captions(name).items()} for name in list(tiny.COLOURS)[:4]}
+    four = [Sample(name, "made", tiny.encode(tiny.picture(name)), captions) for name, captions in first.items()]
+    write_shards(four, tmp_path / "four")
     small = replace(tiny.ARCHITECTURE, dropout=0.0, width=48, embedding_width=24)
     if vision == "ViT":
         small = replace(small, vision="test_vit", hybrid_blocks=0)
@@ -219,15 +225,8 @@ def test_a_tiny_model_overfits_four_samples_and_captions_them_exactly(tmp_path: 
         optimizer=OptimizerSettings(learning_rate=4e-3, vision_scale=1.0, weight_decay=0.0),
     )
     data = made_data(tmp_path, train=str(tmp_path / "four"), val=None, captions={"en": 1, "zh": 1}, views=1)
-    options = {"callbacks": [], "enable_checkpointing": False, "max_epochs": 160}
-    # One caption per image and language, so that there is one right answer.
-    first = {name: {code: known[:1] for code, known in tiny.captions(name).items()} for name in tiny.COLOURS}
+    options = {"callbacks": [], "enable_checkpointing": False, "max_epochs": 240}
     data.attach(module.tokenizer, 32)
-    data.setup("fit")
-    assert data._train is not None
-    shards = data._train.shards
-    originals = [shards[i] for i in range(4)]
-    data._train.shards = [replace(s, captions=first[n]) for s, n in zip(originals, first, strict=False)]  # type: ignore[assignment]
     trainer(tmp_path, **options).fit(module, datamodule=data)
     save_directory(tmp_path / "model", module.model, module.tokenizer, small, "")
     model = VisionLanguagePipeline("four", load_directory(tmp_path / "model"), torch.device("cpu"))

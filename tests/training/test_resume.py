@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -13,6 +14,8 @@ from lightning.pytorch.loggers import CSVLogger
 from running import Recorded, fit, made_data, trainer, training
 
 from mm.checkpoints import load_checkpoint
+from mm.data.manifest import Manifest
+from mm.data.order import SampleOrder
 from mm.training.callbacks import AveragedWeights, BestCheckpoint, LastCheckpoint
 
 pytestmark = pytest.mark.slow
@@ -148,15 +151,21 @@ def test_more_epochs_go_on_with_the_next_one(whole: tuple[Path, Recorded], tmp_p
     assert any(not torch.equal(weights[name], current[name]) for name in weights)
 
 
-def test_another_batch_size_goes_on_at_the_same_sample(whole: tuple[Path, Recorded], tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_another_batch_size_goes_on_at_the_same_sample(whole: tuple[Path, Recorded], tmp_path: Path, size: int) -> None:
+    """Every epoch but for what fills no batch at its end, and in the epoch at hand what is left of it."""
     folder, expected = whole
     first = interrupted(folder, tmp_path, 5, Killed, callbacks=callbacks(0), limit_val_batches=0)
     module = training(folder)
-    fit(trainer(tmp_path), module, made_data(folder, batch_size=2), last=True)
-    order = [index for _, samples, _ in expected.steps for index in samples]
-    seen = [index for _, samples, _ in first.steps + module.steps for index in samples]
-    length = min(len(order), len(seen))
-    assert len(seen) > 24 and seen[:length] == order[:length]
+    fit(trainer(tmp_path, limit_val_batches=0), module, made_data(folder, batch_size=size), last=True)
+    sizes = [shard.nsamples for shard in Manifest.of(folder / "train").shards]
+    order = [
+        np.concatenate([part.indices for part in SampleOrder([sizes]).epoch(epoch)]).tolist() for epoch in (1, 2, 3)
+    ]
+    assert [samples for _, samples, _ in first.steps] == [samples for _, samples, _ in expected.steps[:5]]
+    found = [samples for _, samples, _ in module.steps]
+    rest = [order[0][8:], order[1], order[2]]
+    assert found == [epoch[at : at + size] for epoch in rest for at in range(0, len(epoch) // size * size, size)]
 
 
 def test_last_is_found_with_loggers_too(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from running import fit, made_data, trainer, training
 from mm.checkpoints import load_checkpoint
 from mm.data.samples import Sample
 from mm.data.tokenizer import clean_caption
+from mm.data.transforms import to_pixels
 from mm.data.writing import write_shards
 from mm.errors import DataError, OptionError
 from mm.generation import GenerationConfig
@@ -121,7 +122,7 @@ def test_figures_are_all_of_the_averaged_weights(tmp_path: Path, monkeypatch: py
     data.setup("validate")
     with torch.inference_mode():
         for batch in data.val_dataloader():
-            run.add(batch["pixels"], batch["keys"], batch["captions"])
+            run.add(to_pixels(batch["pixels"]), batch["keys"], batch["captions"])
     assert logged[0] == pytest.approx(metrics(run))
 
 
@@ -146,7 +147,7 @@ def test_photos_without_captions_in_the_language_are_left_out_and_listed(tmp_pat
     write_shards(some, tmp_path / "mixed")
     data = made_data(tmp_path, val=str(tmp_path / "mixed"))
     fit(trainer(tmp_path, max_epochs=1), training(tmp_path, validation=Validation(language="zh")), data)
-    assert data.tallies["val"].by_reason() == {"missing caption": 2} and data.tallies["val"].used == 1
+    assert data.ledgers["val"].tally.by_reason() == {"missing caption": 2} and data.ledgers["val"].tally.used == 1
     write_shards(some[:1], tmp_path / "english")
     with pytest.raises(DataError, match=r"data.val: none of the 1 samples .* can be used: missing caption"):
         fit(

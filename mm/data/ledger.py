@@ -1,0 +1,105 @@
+"""What became of a split's samples: counted, written down, and held against the limit."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from mm.data.opening import faults
+from mm.data.samples import Rejection, Tally
+from mm.errors import DataError, OutputError, ShardError
+
+log = logging.getLogger(__name__)
+
+SHOWN = 3  # problems that an error message lists
+
+
+class Ledger:
+    """Counts the samples of a split that are used or rejected, each once; keeps the rejections in a file.
+
+    Args:
+        split: its name.
+        limit: the largest share of the samples that may be rejected, damaged shards allowed; None to refuse damaged
+            shards and to allow any share of single samples.
+        report: a file for one JSON object a line for each rejection, begun anew; None for none.
+    """
+
+    def __init__(self, split: str, limit: float | None, report: Path | None) -> None:
+        self.split = split
+        self.limit = limit
+        self.report = report
+        self.tally = Tally()
+        self._known: set[tuple[str, str]] = set()
+        if report is not None:
+            report.unlink(missing_ok=True)
+
+    def begin(self, tally: Tally, where: str) -> None:
+        """Takes up what was found before any sample was used.
+
+        Args:
+            tally: of all samples of the split.
+            where: what the user named.
+
+        Raises:
+            ShardError: a shard is damaged, and nothing was said of a limit.
+            DataError: none is left, or more are rejected than the limit allows.
+        """
+        self.tally = tally
+        self._known = {(rejection.source, rejection.key) for rejection in tally.rejections}
+        self._note(tally.rejections)
+        self._check(tally.rejections)
+        if not tally.used:
+            reasons = ", ".join(tally.by_reason()) or "there are none"
+            raise DataError(
+                f"data.{self.split}: none of the {tally.seen} samples in {where} can be used: {reasons}", reasons
+            )
+
+    def add(self, rejections: Sequence[Rejection]) -> None:
+        """Takes up samples that turned out to be unusable when they were read; known ones count once.
+
+        Raises:
+            ShardError: a shard was damaged since, and nothing was said of a limit.
+            DataError: more are rejected than the limit allows.
+        """
+        new = [rejection for rejection in rejections if (rejection.source, rejection.key) not in self._known]
+        self._known |= {(rejection.source, rejection.key) for rejection in new}
+        self.tally.used -= sum(rejection.samples for rejection in new)
+        self.tally.rejections += new
+        self._note(new)
+        self._check(new)
+
+    def _note(self, rejections: Sequence[Rejection]) -> None:
+        for rejection in rejections:
+            log.warning("data.%s: rejected: %s: %s", self.split, rejection.reason, rejection.detail)
+        if self.report is None or not rejections:
+            return
+        lines = "".join(json.dumps(asdict(rejection), ensure_ascii=False) + "\n" for rejection in rejections)
+        try:
+            self.report.parent.mkdir(parents=True, exist_ok=True)
+            with self.report.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(lines)
+        except OSError as error:
+            raise OutputError(f"{self.report}: can't be written ({error.strerror})") from error
+
+    def _check(self, new: Sequence[Rejection]) -> None:
+        kept = f"; {self.report} lists all" if self.report is not None else ""
+        damage = faults(new)
+        if self.limit is None and damage:
+            shown = "; ".join(rejection.detail for rejection in damage[:SHOWN])
+            more = f" and {len(damage) - SHOWN} more" if len(damage) > SHOWN else ""
+            raise ShardError(
+                f"data.{self.split}: damaged shards: {shown}{more}{kept}. Get them again, write clean ones with "
+                "'mm shards check --repair', or train on the rest with data.max_reject_rate",
+                damage[0].reason,
+            )
+        share = self.tally.rejected / max(1, self.tally.seen)
+        if self.limit is not None and share > self.limit:
+            reasons = ", ".join(f"{reason} ({count})" for reason, count in self.tally.by_reason().items())
+            raise DataError(
+                f"data.{self.split}: {self.tally.rejected} of {self.tally.seen} samples were rejected, {share:.2%}, "
+                f"more than data.max_reject_rate {self.limit:g} allows: {reasons}{kept}",
+                "too many rejections",
+            )
