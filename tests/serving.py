@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import unquote
 
 
@@ -82,7 +84,8 @@ def serving() -> Iterator[Site]:
     site = Site(f"http://127.0.0.1:{server.server_port}")
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
-        yield site
+        with patch.dict(os.environ, {"no_proxy": "127.0.0.1"}):
+            yield site
     finally:
         server.shutdown()
         server.server_close()

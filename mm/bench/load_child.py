@@ -3,37 +3,16 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import sys
 import time
-from pathlib import Path
 from typing import Any
+
+from mm.bench.load_processes import used_memory
 
 BEGIN = time.perf_counter()
 EPOCHS = 3
 LOOKS = 8
 """How often memory is looked at in an epoch, at least where it has so many batches."""
-
-
-def own_memory(processes: Path = Path("/proc")) -> int | None:
-    """Gives the memory in bytes of this process and its workers, shared pages divided among them.
-
-    Args:
-        processes: where Linux describes processes.
-
-    Returns:
-        The bytes; None where the system doesn't tell.
-    """
-    total = 0
-    for process in ("self", *(str(child.pid) for child in multiprocessing.active_children())):
-        try:
-            lines = (processes / process / "smaps_rollup").read_text(encoding="ascii").splitlines()
-        except OSError:
-            if process == "self":
-                return None
-            continue  # it has just ended
-        total += next(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return total
 
 
 def watch_memory(sources: list[str], batch_size: int, workers: int) -> list[list[int | None]]:
@@ -43,7 +22,7 @@ def watch_memory(sources: list[str], batch_size: int, workers: int) -> list[list
     for _ in range(EPOCHS):
         loader = data.train_dataloader()
         every = max(1, len(loader) // LOOKS)
-        seen.append([own_memory() for number, _ in enumerate(loader) if number % every == every - 1])
+        seen.append([used_memory() for number, _ in enumerate(loader) if number % every == every - 1])
     return seen
 
 

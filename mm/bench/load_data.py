@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mm.data.manifest import Manifest, ManifestEntry, hash_file
+from mm.data.manifest import Manifest, ManifestEntry
 from mm.data.opening import find_manifest
 from mm.data.samples import Sample
 from mm.data.tar import IMAGE_SUFFIXES
@@ -110,11 +110,10 @@ def simulate_shards(photos: Sequence[bytes], folder: Path, count: int) -> Path:
     """
     samples = [Sample(f"{n:06d}", f"{n}", data, {"en": [CAPTION.format(n)]}) for n, data in enumerate(photos)]
     first = write_shards(samples, folder).shards[0]
-    digest = hash_file(first.path)
     entries = [first]
     for number in range(1, count):
         path = folder / f"shard-{number:06d}.tar"
         shutil.copyfile(first.path, path)
-        entries.append(ManifestEntry(path.name, path, len(photos), first.bytes, digest))
+        entries.append(ManifestEntry(path.name, path, len(photos), first.bytes, first.sha256))
     Manifest(entries).write(folder)
     return folder

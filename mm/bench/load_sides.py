@@ -56,7 +56,7 @@ def load_own(collection: Collection, workers: int, images: int, **options: Any) 
     often = math.ceil(images / collection.images)
     data = open_own(collection.sources, collection.batch_size, workers, often, **options)
     for batch in data.train_dataloader():
-        yield (to_pixels(batch["pixels"]) - mean) / std
+        yield to_pixels(batch["pixels"]).sub_(mean).div_(std)
 
 
 def open_clip_transform() -> Callable[[Any], Tensor]:

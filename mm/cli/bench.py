@@ -1,4 +1,4 @@
-"""``mm bench``: measures mm beside its peers, and what reduced precision costs."""
+"""``mm bench``: measures mm beside its peers: captioning, loading, and what reduced precision costs."""
 
 from __future__ import annotations
 
@@ -16,25 +16,31 @@ from mm.files import write_whole
 if TYPE_CHECKING:
     from mm.bench.comparison import Timings
 
-ACTIONS = ("caption", "gate")
+ACTIONS = ("caption", "gate", "load")
 
 
 def run(arguments: Sequence[str], program: str) -> int:
-    """Runs ``mm bench caption`` or ``mm bench gate``."""
+    """Runs ``mm bench caption``, ``mm bench gate`` or ``mm bench load``."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(
-            f"usage: {program} caption [options] | {program} gate --data SHARDS [options]\n\n"
+            f"usage: {program} caption [options] | {program} gate --data SHARDS [options]\n"
+            f"       {program} load [options]\n\n"
             "caption  time captioning beside transformers and open_clip on the same random weights\n"
-            "gate     say whether reduced precision keeps the quality of a model's captions\n\n"
-            f"'{program} caption --help' and '{program} gate --help' explain both."
+            "gate     say whether reduced precision keeps the quality of a model's captions\n"
+            "load     time loading for training beside open_clip and torchvision\n\n"
+            f"'{program} caption --help' explains the first, and so on."
         )
         return 0 if arguments else 2
     if arguments[0] == "gate":
         from mm.cli import bench_gate
 
         return bench_gate.run(arguments[1:], f"{program} gate")
+    if arguments[0] == "load":
+        from mm.cli import bench_load
+
+        return bench_load.run(arguments[1:], f"{program} load")
     if arguments[0] != "caption":
-        raise UsageError(f"{program}: no benchmark {arguments[0]!r}; there are {' and '.join(ACTIONS)}")
+        raise UsageError(f"{program}: no benchmark {arguments[0]!r}; there are {', '.join(ACTIONS)}")
     return _caption(arguments[1:], f"{program} caption")
 
 

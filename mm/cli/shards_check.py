@@ -75,7 +75,11 @@ def _check(options: Any) -> int:
         report = check_shards(
             options.shards, common.counter(update, total), options.captions, options.decode, options.max_pixels
         )
-    figures: dict[str, Any] = {"shards": len(report.shards), "samples": report.samples, "problems": len(report.problems)}
+    figures: dict[str, Any] = {
+        "shards": len(report.shards),
+        "samples": report.samples,
+        "problems": len(report.problems),
+    }
     if options.repair is not None:
         figures |= _repair(report, options.repair)
     refusal = None

@@ -59,4 +59,6 @@ def _fingerprints(path: str, max_pixels: int) -> Fingerprints:
 
     shards, _ = find_shards(path)
     with progress(f"Read {Path(path).name}") as update:
-        return fingerprint_shards([shard for shard, _ in shards], common.counter(update, count_samples(shards)), max_pixels)
+        return fingerprint_shards(
+            [shard for shard, _ in shards], common.counter(update, count_samples(shards)), max_pixels
+        )

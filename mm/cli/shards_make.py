@@ -55,7 +55,7 @@ def run(arguments: Sequence[str], program: str) -> int:
     except (KeyboardInterrupt, _TerminatedError) as error:
         print(f"{program}: stopped; finished shards are kept, the same command goes on from there", file=sys.stderr)
         return 128 + (signal.SIGTERM if isinstance(error, _TerminatedError) else signal.SIGINT)
-    figures = _figures(made, tally)
+    figures = _figures(made, splits, tally)
     if options.json:
         common.print_json(figures | {"rejections": common.rejections_json(tally)})
     else:
@@ -112,13 +112,14 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _figures(made: Made, tally: Tally) -> dict[str, Any]:
+def _figures(made: Made, splits: Splits, tally: Tally) -> dict[str, Any]:
     """What was made, as JSON values; what is unusual only where it happened."""
     manifests = made.manifests
+    totals = {name: manifests[name].total if name in manifests else 0 for name in splits.names}
     figures: dict[str, Any] = {
         "shards": sum(len(manifest.shards) for manifest in manifests.values()),
-        "samples": sum(manifest.total for manifest in manifests.values()),
-        "splits": {name: manifest.total for name, manifest in manifests.items() if name},
+        "samples": sum(totals.values()),
+        "splits": {name: total for name, total in totals.items() if name},
         "left out": made.left_out,
         "rejected": tally.rejected,
     }

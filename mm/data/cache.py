@@ -13,9 +13,10 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from mm.data.entries import ManifestEntry
 from mm.data.fetching import FetchError, Retries, read_remote
 from mm.data.layout import LARGER
-from mm.data.manifest import HASH_DIFFERS, ManifestEntry
+from mm.data.manifest import HASH_DIFFERS
 from mm.data.tar import CUT, NOT_A_TAR
 from mm.errors import OptionError, OutputError
 from mm.files import cache_folder, make_folder, remove_leftovers, whole_file
@@ -83,7 +84,7 @@ class ShardCache:
             if entry.bytes > self.max_bytes:
                 raise OptionError(
                     f"{entry.remote}: is {entry.bytes:,} bytes, and the cache of shards may hold {self.max_bytes:,}; "
-                    "raise that bound"
+                    "raise data.cache_gigabytes"
                 )
             make_folder(self.folder, f"the cache of shards {self.folder}")
             try:
@@ -112,11 +113,11 @@ class ShardCache:
 
     def _unwritable(self, error: OSError, address: str, size: int) -> OutputError:
         if error.errno not in _FULL:
-            return OutputError(f"{self.folder}: can't be written ({error.strerror}); choose another cache folder")
+            return OutputError(f"{self.folder}: can't be written ({error.strerror}); set data.cache")
         free = shutil.disk_usage(self.folder).free
         return OutputError(
             f"{self.folder}: the disk is full: {address} needs {size:,} bytes, {free:,} are free; "
-            "make room, or choose another cache folder"
+            "make room, or set data.cache to a folder on another disk"
         )
 
     def _transfer(self, address: str, size: int, sha256: str) -> None:
@@ -142,8 +143,8 @@ class ShardCache:
         """
         for path in self.folder.glob(_TRANSFERS):
             remove_leftovers(self.place(path.name.split(".")[1]))
+        transfers = sum(map(_size, self.folder.glob(_TRANSFERS)))  # one that ends now counts again as a shard
         shards = {path: _size(path) for path in self.folder.glob("*.tar")}
-        transfers = sum(map(_size, self.folder.glob(_TRANSFERS)))
         over = sum(shards.values()) + transfers + size - self.max_bytes
         lacking = size - shutil.disk_usage(self.folder).free
         if lacking > sum(shards.values()):

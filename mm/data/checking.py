@@ -38,7 +38,6 @@ class CheckedShard:
         found: the shard as it is.
         problems: what is wrong with it and its samples.
         unusable: places in the shard of the samples that can't be used.
-        sound: whether the archive is well-formed to its end, whatever the manifest says.
         keys: (n,) uint64 hashes of its samples' keys.
     """
 
@@ -47,7 +46,6 @@ class CheckedShard:
     found: ManifestEntry
     problems: list[Rejection]
     unusable: frozenset[int]
-    sound: bool
     keys: np.ndarray
 
     @property
@@ -59,11 +57,6 @@ class CheckedShard:
     def samples(self) -> int:
         """How many samples the shard has, or was to have if that is more."""
         return self.usable + sum(problem.samples for problem in self.problems)
-
-    @property
-    def differs(self) -> bool:
-        """Whether it is a sound archive, but not the one that the manifest describes."""
-        return self.sound and any(not problem.key for problem in self.problems)
 
 
 @dataclass
@@ -200,11 +193,9 @@ def _check_shard(shard: Shard, captions: bool, decode: bool, max_pixels: int) ->
     path, expected = shard
     found = inspect_shard(path, captions=captions, verify=True, images=decode, max_pixels=max_pixels)
     keys: list[int] = []
-    sound = False
     try:
         with Archive(path) as archive:
             layout = Layout(archive)
-            sound = layout.damage is None
             keys = [_hash(located.key) for located in layout]
             if not decode:
                 found = _with_headers(found, archive, layout, max_pixels)
@@ -213,7 +204,7 @@ def _check_shard(shard: Shard, captions: bool, decode: bool, max_pixels: int) ->
     if expected is not None:
         found = found.against(expected)
     unusable = frozenset(found.unusable)
-    return CheckedShard(path, expected, found.entry, found.problems, unusable, sound, np.array(keys, np.uint64))
+    return CheckedShard(path, expected, found.entry, found.problems, unusable, np.array(keys, np.uint64))
 
 
 def _with_headers(found: Inspection, archive: Archive, layout: Layout, max_pixels: int) -> Inspection:

@@ -48,6 +48,7 @@ FAULTS = frozenset(
 )
 
 _MANY_SAMPLES = 20_000  # whose headers and captions are read in a second or so
+_FEW_SAMPLES = 10  # what opening a shard takes as long as
 _MOST_AT_ONCE = 64
 
 
@@ -104,7 +105,8 @@ class Inspection:
     def against(self, expected: ManifestEntry) -> Inspection:
         """The same findings, held against a manifest.
 
-        Samples that the manifest doesn't know of can't be used, and none of a shard whose SHA-256 differs.
+        Of a damaged shard, the samples before the damage can be used. Of one that is well-formed, but not the one that
+        the manifest describes, none can: there is no telling which of them are still right.
 
         Args:
             expected: what the manifest says.
@@ -113,11 +115,10 @@ class Inspection:
         problems = [problem for problem in self.problems if problem.key]
         unusable = {place for place in self.unusable if place < there}
         problem = next((problem for problem in self.problems if not problem.key), None)
-        if problem is None:
-            name = expected.remote or self.entry.name
-            error = disagreement(name, self.entry, expected)
-            problem = None if error is None else Rejection.of(error, name)
-        trusted = 0 if problem is not None and problem.reason == HASH_DIFFERS else min(there, expected.nsamples)
+        trusted = min(there, expected.nsamples)
+        name = expected.remote or self.entry.name
+        if problem is None and (error := disagreement(name, self.entry, expected)) is not None:
+            problem, trusted = Rejection.of(error, name), 0
         lost = set(range(trusted, max(there, expected.nsamples))) - unusable
         if problem is not None:
             problems.insert(0, replace(problem, samples=len(lost)))
@@ -204,8 +205,10 @@ def _inspect_each(
     """Inspects shards in order, in several processes where that pays."""
     inspect = functools.partial(_inspect_all, thoroughness)
     whole = thoroughness.verify or thoroughness.images
-    pays = sum(entry.nsamples for entry in entries) >= _MANY_SAMPLES
-    workers = usable_cpus() if pays else process_count([entry.path for entry in entries])
+    if sum(max(entry.nsamples, _FEW_SAMPLES) for entry in entries) >= _MANY_SAMPLES:
+        workers = usable_cpus()
+    else:
+        workers = process_count([entry.path for entry in entries]) if whole else 1
     step = 1 if whole else max(1, min(_MOST_AT_ONCE, len(entries) // (4 * workers)))
     chunks = [entries[start : start + step] for start in range(0, len(entries), step)]
     for results in map_in_processes(inspect, chunks, workers):

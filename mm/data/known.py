@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import itertools
 import json
@@ -10,7 +11,6 @@ import logging
 import os
 import sqlite3
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +57,16 @@ class KnownShards:
         if not self._path.exists():
             return found
         try:
-            with closing(self._connect()) as database:
+            with contextlib.closing(self._connect()) as database:
                 for number, entry in enumerate(entries):
                     row = database.execute(
                         "SELECT size, mtime, ctime, inode, inspection FROM shards WHERE path = ? AND question = ?",
                         _row_key(entry, thoroughness),
                     ).fetchone()
                     if row is not None and _state(entry.path) == row[:4]:
-                        found[number] = _decode(row[4], entry)
-        except (sqlite3.Error, OSError, ValueError, TypeError, KeyError) as error:
+                        with contextlib.suppress(ValueError, TypeError, KeyError):  # a damaged row isn't used
+                            found[number] = _decode(row[4], entry)
+        except (sqlite3.Error, OSError) as error:
             _warn(self._path, str(error))
         return found
 
@@ -88,7 +89,7 @@ class KnownShards:
             return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with closing(self._connect()) as database, database:
+            with contextlib.closing(self._connect()) as database, database:
                 database.executemany("INSERT OR REPLACE INTO shards VALUES (?, ?, ?, ?, ?, ?, ?)", self._rows)
                 database.execute("DELETE FROM shards WHERE rowid <= (SELECT max(rowid) FROM shards) - ?", (_MOST_ROWS,))
         except (sqlite3.Error, OSError) as error:

@@ -36,7 +36,7 @@ def pairs_section(title: str, leaks: Sequence[Leak]) -> str:
     """
     shown = leaks[:PAIRS]
     pictures = _pictures(sample for leak in shown for sample in (leak.train, leak.test))
-    text = f"{len(leaks):,} pairs"
+    text = f"{len(leaks):,} {'pair' if len(leaks) == 1 else 'pairs'}"
     if len(shown) < len(leaks):
         text += f", the first {len(shown)} of them below"
     return section(title, (_pair(leak, pictures) for leak in shown), "grid pairs", text)

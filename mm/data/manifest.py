@@ -5,51 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from mm.data.entries import KIND, ManifestEntry, parse_entries
 from mm.data.samples import Rejection
 from mm.errors import DataError, OutputError, ShardError, UsageError
 from mm.files import write_whole
 
+if TYPE_CHECKING:
+    from mm.data.inspection import Inspection
+
 log = logging.getLogger(__name__)
 
 MANIFEST_NAME = "manifest.json"
-KIND = "wids-shard-index-v1"
 HASH_DIFFERS = "shard hash differs"
 Progress = Callable[[int], None]
-
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True)
-class ManifestEntry:
-    """What is known about one shard.
-
-    Args:
-        url: its name relative to the manifest.
-        path: where it lies, or will lie once it is fetched.
-        nsamples: number of samples, with those that can't be used.
-        bytes: size of the file in bytes, or None where the manifest doesn't say.
-        sha256: hash of the file in hexadecimal, or None where the manifest doesn't say.
-        remote: its full address, or None where it is local.
-    """
-
-    url: str
-    path: Path
-    nsamples: int
-    bytes: int | None = None
-    sha256: str | None = None
-    remote: str | None = None
-
-    @property
-    def name(self) -> str:
-        """What messages call it."""
-        return self.remote or str(self.path)
 
 
 @dataclass(frozen=True)
@@ -100,27 +74,18 @@ class Manifest:
         return cls.parse(content, str(path), path.parent)
 
     @classmethod
-    def parse(cls, content: bytes, name: str, base: Path, remote: str | None = None) -> Manifest:
+    def parse(cls, content: bytes, name: str, base: Path) -> Manifest:
         """Reads the content of a manifest.
 
         Args:
             content: the file's.
             name: the file, for messages.
             base: the folder that the shards lie in, or will lie in.
-            remote: the address of the folder that they come from; None where they are local.
 
         Raises:
             DataError: it isn't a shard index, or an entry is wrong; the message names file and key.
         """
-        try:
-            document = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise _wrong(name, f"isn't valid JSON: {error}") from None
-        entries = [_entry(item, index, name, base) for index, item in enumerate(_shardlist(document, name))]
-        _check_unique((entry.url for entry in entries), name)
-        if remote is not None:
-            entries = [replace(entry, remote=f"{remote.rstrip('/')}/{entry.url}") for entry in entries]
-        return cls(entries)
+        return cls(parse_entries(content, name, base))
 
     @classmethod
     def of(cls, source: str | Path | Sequence[str | Path]) -> Manifest:
@@ -168,7 +133,10 @@ class Manifest:
         folder = Path(folder)
         if not folder.is_dir():
             raise UsageError(f"{folder}: isn't a folder; give the folder that holds the shards")
-        return cls(_inspect_all(_tars(folder), progress))
+        inspections = _inspect(_tars(folder), verify=True, progress=progress)
+        for found in inspections:
+            _raise_damage(found)
+        return cls([found.entry for found in inspections])
 
     def write(self, path: str | Path) -> Path:
         """Writes the manifest under a temporary name, then renames it.
@@ -243,26 +211,6 @@ def is_manifest(path: Path) -> bool:
     return isinstance(document, dict) and ("__kind__" in document or "shardlist" in document)
 
 
-def hash_file(path: Path, progress: Progress | None = None) -> str:
-    """SHA-256 of a file in hexadecimal.
-
-    Raises:
-        ShardError: it can't be read.
-    """
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-                if progress:
-                    progress(len(block))
-    except FileNotFoundError:
-        raise ShardError(f"{path}: doesn't exist", "missing shard") from None
-    except OSError as error:
-        raise ShardError(f"{path}: can't be read: {error.strerror}", "unreadable shard") from error
-    return digest.hexdigest()
-
-
 def _find_tars(folder: Path) -> list[Path]:
     return sorted(
         path
@@ -294,94 +242,38 @@ def _warn_of_others(folder: Path, listed: dict[Path, ManifestEntry]) -> None:
 
 def _index(paths: list[Path]) -> dict[Path, ManifestEntry]:
     """The entries of shards that no manifest lists; a damaged shard counts up to the damage."""
-    from mm.data.inspection import inspect_shards
-    from mm.data.known import KnownShards
-
     if not paths:
         return {}
     log.warning(
-        "%s: no manifest.json lists %s, so what is in them is taken for all there is; `mm shards check` says what is "
-        "wrong with shards, `mm shards make` writes some with a manifest",
+        "%s: no manifest.json lists %s, so what is in them is taken for all there is; `mm shards check "
+        "--write_manifest` says what is wrong with them, and writes one",
         paths[0].parent,
         f"these {len(paths)} shards" if len(paths) > 1 else paths[0].name,
     )
-    inspections = inspect_shards(paths, known=KnownShards())
-    return {path: found.entry for path, found in zip(paths, inspections, strict=True)}
-
-
-def _inspect_all(paths: list[Path], progress: Progress | None = None) -> list[ManifestEntry]:
-    """The entries of shards, from reading all of each.
-
-    Raises:
-        ShardError: one is damaged or can't be read.
-    """
-    from mm.data.inspection import inspect_shards
-    from mm.data.known import KnownShards
-
-    inspections = inspect_shards(paths, verify=True, known=KnownShards(), progress=progress)
-    for found in inspections:
-        for problem in found.problems:
-            if not problem.key:
-                raise ShardError(problem.detail, problem.reason, problem.offset)
-    return [found.entry for found in inspections]
+    return {path: found.entry for path, found in zip(paths, _inspect(paths, remember=True), strict=True)}
 
 
 def _hashes(paths: list[Path]) -> list[str]:
     """The SHA-256 of shards, damaged ones too."""
-    from mm.data.inspection import inspect_shards
-    from mm.data.known import KnownShards
-
     hashes = []
-    for found in inspect_shards(paths, verify=True, known=KnownShards()):
+    for found in _inspect(paths, verify=True, remember=True):
         if found.entry.sha256 is None:
-            problem = found.problems[0]
-            raise ShardError(problem.detail, problem.reason, problem.offset)
-        hashes.append(found.entry.sha256)
+            _raise_damage(found)
+        hashes.append(str(found.entry.sha256))
     return hashes
 
 
-def _wrong(name: str, what: str) -> DataError:
-    return DataError(f"{name}: {what}; `mm shards make` writes a valid one", "damaged manifest")
+def _inspect(
+    paths: list[Path], *, verify: bool = False, remember: bool = False, progress: Progress | None = None
+) -> list[Inspection]:
+    from mm.data.inspection import inspect_shards
+    from mm.data.known import KnownShards
+
+    return inspect_shards(paths, verify=verify, known=KnownShards() if remember else None, progress=progress)
 
 
-def _shardlist(document: Any, name: str) -> list[Any]:
-    if not isinstance(document, dict):
-        raise _wrong(name, f"holds a {type(document).__name__}, expected an object")
-    if document.get("__kind__") != KIND:
-        raise _wrong(name, f"'__kind__' is {document.get('__kind__')!r}, expected {KIND!r}")
-    if document.get("wids_version", 1) != 1:
-        raise _wrong(name, f"'wids_version' is {document['wids_version']!r}, expected 1")
-    shardlist = document.get("shardlist")
-    if not isinstance(shardlist, list) or not shardlist:
-        raise _wrong(name, "'shardlist' must be a list with at least one shard")
-    return shardlist
-
-
-def _entry(item: Any, index: int, name: str, base: Path) -> ManifestEntry:
-    where = f"shardlist[{index}]"
-    if not isinstance(item, dict):
-        raise _wrong(name, f"{where} must be an object")
-    url = item.get("url")
-    if not isinstance(url, str) or not url:
-        raise _wrong(name, f"{where}['url'] must be the name of a shard")
-    parts = url.split("/")
-    if "\\" in url or "\0" in url or ":" in parts[0] or any(part in ("", ".", "..") for part in parts):
-        raise _wrong(name, f"{where}['url'] is {url!r}: a shard must lie within the manifest's folder")
-    for key, required in (("nsamples", True), ("bytes", False)):
-        value = item.get(key)
-        if value is None and not required:
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise _wrong(name, f"{where}[{key!r}] is {value!r}, expected a whole number")
-    sha256 = item.get("sha256")
-    if sha256 is not None and not (isinstance(sha256, str) and _SHA256.fullmatch(sha256)):
-        raise _wrong(name, f"{where}['sha256'] is {sha256!r}, expected 64 hexadecimal digits")
-    return ManifestEntry(url, base.joinpath(*parts), item["nsamples"], item.get("bytes"), sha256)
-
-
-def _check_unique(urls: Iterable[str], name: str) -> None:
-    seen: set[str] = set()
-    for url in urls:
-        if url in seen:
-            raise _wrong(name, f"'shardlist' names {url!r} twice")
-        seen.add(url)
+def _raise_damage(found: Inspection) -> None:
+    """Raises what is wrong with a shard as a whole, if anything."""
+    for problem in found.problems:
+        if not problem.key:
+            raise ShardError(problem.detail, problem.reason, problem.offset)

@@ -18,6 +18,7 @@ from mm.data.samples import Rejection, Tally
 from mm.data.splitting import ONE, Splits
 from mm.data.writing import ShardWriter, prepare_folder, refuse_shards
 from mm.errors import DataError, OutputError, ShardError
+from mm.files import make_folder
 
 DUPLICATES = "duplicates"
 DUPLICATE_CAPTIONS = "captions of duplicates"
@@ -77,9 +78,14 @@ class Packer:
         }
         for folder in () if is_begun(out) else dict.fromkeys([out, *folders.values()]):
             refuse_shards(folder)
-        for folder in dict.fromkeys([out, *folders.values()]):
-            prepare_folder(folder)
-        self._journal = Journal(out, task)
+        make_folder(out)
+        self._journal = Journal(out, task)  # another run must not lose what it hasn't finished
+        try:
+            for folder in dict.fromkeys([out, *folders.values()]):
+                prepare_folder(folder)
+        except OutputError:
+            self._journal.close()
+            raise
         self._digests: set[bytes] = set()
         self._splits = {name: _Split(name, writer, self._journal) for name, writer in writers.items()}
         for record in self._journal.records:
@@ -151,7 +157,8 @@ class Packer:
                     manifests[name].write(self._out / name)
         self._journal.remove()
         if not manifests:
-            raise DataError(f"{self._out}: no sample was left to write", "no samples")
+            reasons = "".join(f"; {name} ({count})" for name, count in self.counts.most_common())
+            raise DataError(f"{self._out}: no sample was left to write{reasons}", "no samples")
         return manifests
 
     def _split(self, key: str) -> _Split:

@@ -10,11 +10,12 @@ from braceexpand import braceexpand
 
 from mm.data.archive import MISSING
 from mm.data.cache import ShardCache
+from mm.data.entries import ManifestEntry
 from mm.data.fetching import PIPE, is_web, read_remote
-from mm.data.manifest import MANIFEST_NAME, Manifest, ManifestEntry
+from mm.data.manifest import MANIFEST_NAME, Manifest
 from mm.errors import DataError, ShardError, UsageError
 
-_REMOTE = re.compile(r"pipe:|[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_REMOTE = re.compile(r"pipe:|[A-Za-z][A-Za-z0-9+.-]*://")
 _LARGEST_MANIFEST = 256 << 20  # bytes; a shard takes about 200
 _WEB = re.compile(r"([^?#]*/)([^/?#]*)(.*)", re.DOTALL)
 # In a command, the last name of the manifest, or else of a shard.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mm.data.checking import CheckedShard, ShardReport
@@ -77,11 +77,6 @@ def repair_shards(report: ShardReport, out: str | Path, progress: Callable[[int]
 
 def _sorted_out(shard: CheckedShard) -> Iterator[Sample | Rejection]:
     """The samples of a shard that can be trusted, and rejections for the others."""
-    if shard.differs:
-        problem = next(problem for problem in shard.problems if not problem.key)
-        detail = f"{problem.detail} (none of its samples is kept: there is no telling which of them are right)"
-        yield replace(problem, detail=detail, samples=shard.samples)
-        return
     yield from shard.problems
     for place, item in enumerate(read_shard(shard.path)):
         if place < shard.found.nsamples and place not in shard.unusable:

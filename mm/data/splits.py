@@ -260,6 +260,11 @@ class ShardData(L.LightningDataModule):
             position = (position // total + 1) * total
         self._position = position
 
+    @property
+    def epoch(self) -> int:
+        """The epoch that training goes on with, from 0."""
+        return self._position // self._order.total
+
     def batches_done(self, before: int) -> int:
         """How many batches of the current epoch are done, in batches as they are now.
 

@@ -71,8 +71,8 @@ class Member(NamedTuple):
             return "isn't a plain file"
         if _OUTSIDE.search(self.name):
             return "leads out of the archive"
-        suffix = self.name[-8:].rpartition(".")[2].lower()
-        return f"is a .{suffix} file" if suffix in UNSAFE_SUFFIXES else None
+        _, dot, suffix = self.name.rpartition(".")
+        return f"is a .{suffix.lower()} file" if dot and suffix.lower() in UNSAFE_SUFFIXES else None
 
 
 @dataclass(slots=True)

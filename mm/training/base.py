@@ -17,6 +17,7 @@ from mm.data.tokenizer import Tokenizer
 from mm.data.transforms import Preprocessing
 from mm.errors import CheckpointError, OptionError, TrainingError
 from mm.training.optimizer import OptimizerSettings, adamw, cosine_schedule, parameter_groups
+from mm.training.resuming import goes_on, recount
 
 HOW_IT_IS_TRAINED = ("dropout", "pooled_dropout", "frozen_stages")
 
@@ -110,15 +111,17 @@ class Training(L.LightningModule):
             raise CheckpointError(f"{source}: is of another model than the configuration: {', '.join(differing)}")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Counts the batches of an interrupted epoch as they are now: of another size, or on more or fewer ranks."""
-        trainer = self.trainer
+        """Settles where training goes on by the position in the data, whatever batches were before."""
+        trainer, loops = self.trainer, checkpoint["loops"]
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if trainer.state.fn != TrainerFn.FITTING or data is None:
             return
         data.load_state_dict(checkpoint[type(data).__qualname__])  # Lightning does so only after this
-        counts = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
-        more = data.batches_done(counts["processed"]) - counts["processed"]
-        counts.update({name: count + more for name, count in counts.items()})
+        before = loops["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
+        if checkpoint["mm"]["validating"]:
+            recount(loops, data.batches_done(before))
+        elif trainer.limit_train_batches == 1.0:  # otherwise Lightning's epochs aren't those of the data
+            goes_on(loops, data.epoch, data.batches_done(0))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what it takes to use the weights: architecture and tokenizer.
@@ -136,6 +139,7 @@ class Training(L.LightningModule):
                 )
         described = describe_build(self.architecture, self.tokenizer, self.preprocessing, self.family)
         described["capabilities"] = list(self.model.capabilities)
+        described["validating"] = self.trainer.validating
         checkpoint["mm"] = described | {"tokenizer": self.tokenizer.to_json()}
 
 

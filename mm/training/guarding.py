@@ -53,7 +53,7 @@ class LossGuard(L.Callback):
         """Takes note of a batch's samples, with those of others that the same step is of."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._losses, self._samples = [], []
-        self._samples += batch["keys"] if "keys" in batch else map(str, batch["index"].tolist())
+        self._samples += batch["keys"]
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         """Takes note of a batch's loss, divided by the number of batches in a step."""

@@ -190,8 +190,9 @@ class LanguageTraining(Training):
         assert self._run is not None
         for name, value in self._run.metrics().items():
             self.log(f"{split}/{name}", value, prog_bar=name in ("loss", self.best_figure.removeprefix("val/")))
-        if self.trainer.is_global_zero and self.trainer.log_dir:
-            folder = Path(self.trainer.log_dir) / "examples"
-            folder.mkdir(parents=True, exist_ok=True)
-            write_whole(folder / f"{split}-{self.global_step:06d}.txt", self._run.report().encode())
+        folder = self.trainer.log_dir  # which all ranks have to ask for
+        if self.trainer.is_global_zero and folder:
+            examples = Path(folder) / "examples"
+            examples.mkdir(parents=True, exist_ok=True)
+            write_whole(examples / f"{split}-{self.global_step:06d}.txt", self._run.report().encode())
         self._run = None

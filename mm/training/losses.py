@@ -90,7 +90,7 @@ def hard_negatives(similarity: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         (n,) image for each text, and (n,) text for each image; where there is no wrong one, the pair's own.
     """
-    weights = similarity.detach().float().masked_fill(same, NEVER)
+    weights = similarity.detach().float().nan_to_num().masked_fill(same, NEVER)  # the loss tells of what isn't finite
     alone = torch.eye(len(same), dtype=torch.bool, device=same.device)
 
     def draw(scores: Tensor, none: Tensor) -> Tensor:

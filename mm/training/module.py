@@ -319,15 +319,15 @@ class VisionLanguageTraining(Training):
         metrics = self._run.metrics()
         for name, value in metrics.items():
             self.log(f"{split}/{name.replace(' ', '_')}", value, prog_bar=name in ("CIDEr", "text to image R@10"))
-        picture = self._run.picture()
+        picture, folder = self._run.picture(), self.trainer.log_dir  # which all ranks have to ask for
         if picture is not None and self.trainer.is_global_zero:
             for logger in self.loggers:
                 experiment: Any = getattr(logger, "experiment", None)
                 if hasattr(experiment, "add_image"):
                     image = np.asarray(picture)
                     experiment.add_image(f"{split}/captions", image, self.global_step, dataformats="HWC")
-            if self.trainer.log_dir:
-                folder = Path(self.trainer.log_dir) / "pictures"
-                folder.mkdir(parents=True, exist_ok=True)
-                picture.save(folder / f"{split}-{self.global_step:06d}.png")
+            if folder:
+                pictures = Path(folder) / "pictures"
+                pictures.mkdir(parents=True, exist_ok=True)
+                picture.save(pictures / f"{split}-{self.global_step:06d}.png")
         self._run = None

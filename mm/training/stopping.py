@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -93,11 +94,12 @@ class StopOnSignal(L.Callback):
             trainer._signal_connector.received_sigterm = True
 
     def _agreed(self, trainer: L.Trainer) -> bool:
-        """Tells whether any of the ranks was told to stop."""
-        told = self.received is not None
+        """Tells whether any of the ranks was told to stop, and takes note of the signal."""
         if trainer.world_size > 1:
-            return bool(trainer.strategy.reduce_boolean_decision(told, all=False))
-        return told
+            number = torch.tensor(self.received or 0, device=trainer.strategy.root_device)
+            highest = int(trainer.strategy.reduce(number, reduce_op="max"))
+            self.received = self.received or (signal.Signals(highest) if highest else None)
+        return self.received is not None
 
 
 def _handle(number: signal.Signals, handler: Any) -> None:

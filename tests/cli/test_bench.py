@@ -58,7 +58,7 @@ def test_the_gate_without_a_caption_to_compare_with(run: Run, model: str, shards
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (("speed",), "no benchmark 'speed'; there are caption and gate"),
+        (("speed",), "no benchmark 'speed'; there are caption, gate, load"),
         (("caption", "--repeats", "0"), "--repeats must be at least 1, not 0"),
         (("caption", "--device", "nowhere"), "device 'nowhere' can't be used"),
         (("gate",), "data"),
@@ -73,7 +73,7 @@ def test_wrong_use_is_one_line(run: Run, arguments: tuple[str, ...], named: str)
 def test_no_arguments_show_what_there_is(run: Run) -> None:
     assert run("bench")[0] == 2
     status, out, _ = run("bench", "--help")
-    assert status == 0 and "mm bench caption" in out and "mm bench gate" in out
+    assert status == 0 and all(f"mm bench {name}" in out for name in ("caption", "gate", "load"))
 
 
 @pytest.mark.parametrize(("missing", "plot"), [("transformers", False), ("matplotlib", True)])

@@ -59,3 +59,24 @@ def test_a_config_that_is_not_yaml(run, tmp_path):
     status, _, err = run("fit", "--config", path)
     assert status == 2
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["last", "best"])
+def test_checkpoints_of_an_earlier_run_are_not_overwritten(run, tmp_path, name):
+    path = tmp_path / f"run/checkpoints/{name}.ckpt"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"of an earlier run")
+    status, _, err = run("fit", "--config", CONFIG, "--trainer.default_root_dir", tmp_path / "run")
+    assert status == 2
+    last = err.splitlines()[-1]
+    assert last.startswith(f"mm fit: {path} is of an earlier run, and would be overwritten: go on from it with --ckpt")
+    assert "--trainer.default_root_dir" in last
+    assert path.read_bytes() == b"of an earlier run"
+
+
+@pytest.mark.parametrize(("option", "value"), [("action", "wait"), ("spike", "0.5")])
+def test_a_guard_that_cannot_be(run, tmp_path, option, value):
+    arguments = [f"--loss_guard.{option}", value, "--trainer.default_root_dir", tmp_path / "run"]
+    status, _, err = run("fit", "--config", CONFIG, "--model.vision_weights", "null", *arguments)
+    assert status == 2
+    assert f"{option}" in err.splitlines()[-1] and value in err.splitlines()[-1]

@@ -115,6 +115,12 @@ def _swapped(folder: Path) -> None:
     write_tar(folder / SECOND, other)
 
 
+def _cut_sample(folder: Path) -> None:
+    write_tar(
+        folder / SECOND, [(name, data) for name, data in members_of(folder / SECOND) if not name.startswith("key003")]
+    )
+
+
 def _replaced(name: str, content: bytes) -> Callable[[Path], None]:
     return _rewritten(lambda pairs: [(member, content if member == name else data) for member, data in pairs])
 
@@ -134,7 +140,7 @@ _WITHOUT_2 = (*KEYS[:2], *KEYS[3:])
 
 FAULTS = {
     "cut at a member's edge": Fault(
-        _changed(lambda data: data[: data.index(b"key003.json")]), "shard cut short", SECOND, (*KEYS[:3], *KEYS[4:])
+        _changed(lambda data: data[: data.index(b"key003.json")]), "shard cut short", SECOND, _OTHERS
     ),
     "cut inside a member": Fault(
         _changed(lambda data: data[: data.index(b"key003.png") + BLOCK + 20]),
@@ -142,12 +148,12 @@ FAULTS = {
         SECOND,
         (*KEYS[:3], *KEYS[4:]),
     ),
-    "zeroed header": Fault(_changed(_zeroed), "corrupt tar header", SECOND, (*KEYS[:3], *KEYS[4:])),
+    "zeroed header": Fault(_changed(_zeroed), "corrupt tar header", SECOND, _OTHERS),
     "altered header": Fault(
         _changed(lambda data: _flipped(data, data.index(b"key003.json"))),
         "corrupt tar header",
         SECOND,
-        (*KEYS[:3], *KEYS[4:]),
+        _OTHERS,
     ),
     "bit flipped in an image": Fault(
         _changed(lambda data: _flipped(data, data.index(b"IDAT") + 7)),
@@ -160,9 +166,7 @@ FAULTS = {
     "shard larger": Fault(
         _changed(lambda data: data + bytes(BLOCK)), "shard larger than the manifest says", SECOND, _OTHERS
     ),
-    "sample removed": Fault(
-        lambda folder: _cut_sample(folder), "fewer samples than the manifest says", SECOND, _OTHERS
-    ),
+    "sample removed": Fault(_cut_sample, "fewer samples than the manifest says", SECOND, _OTHERS),
     "shard missing": Fault(lambda folder: (folder / SECOND).unlink(), "missing shard", SECOND, _OTHERS, placed=False),
     "shard empty": Fault(_changed(lambda _: b""), "empty shard", SECOND, _OTHERS),
     "shard is a page": Fault(
@@ -191,7 +195,13 @@ FAULTS = {
     "missing caption": Fault(_replaced("key002.json", b"{}"), "missing caption", "key002", _WITHOUT_2),
     "empty caption": Fault(_replaced("key002.json", b'{"captions": [" "]}'), "empty caption", "key002", _WITHOUT_2),
     "decompression bomb": Fault(_replaced("key002.png", bomb()), "too many pixels", "key002", _WITHOUT_2),
-    "image cut short": Fault(_replaced("key002.png", picture()[:60]), "truncated", "key002", _WITHOUT_2),
+    "image cut short": Fault(_replaced("key002.png", picture()[:45]), "truncated", "key002", _WITHOUT_2),
+    "path out of the folder": Fault(
+        _rewritten(lambda pairs: [*pairs, ("../evil.png", picture())]), "unsafe member", "../evil", KEYS
+    ),
+    "absolute path": Fault(
+        _rewritten(lambda pairs: [*pairs, ("/tmp/evil.png", picture())]), "unsafe member", "/tmp/evil", KEYS
+    ),
     "pickle": Fault(_extra("key002.pickle", b"cos\nsystem\n."), "unsafe member", "key002", _WITHOUT_2),
     "library": Fault(_extra("key002.pyd"), "unsafe member", "key002", _WITHOUT_2),
     "compressed": Fault(_extra("key002.txt.gz", zlib.compress(bytes(100_000))), "unsafe member", "key002", _WITHOUT_2),
@@ -200,9 +210,3 @@ FAULTS = {
     "device": Fault(_extra("key002.txt", kind=tarfile.CHRTYPE), "unsafe member", "key002", _WITHOUT_2),
 }
 """By what is wrong."""
-
-
-def _cut_sample(folder: Path) -> None:
-    write_tar(
-        folder / SECOND, [(name, data) for name, data in members_of(folder / SECOND) if not name.startswith("key003")]
-    )

@@ -98,11 +98,15 @@ def test_samples_of_shards_keep_everything(tmp_path: Path) -> None:
 def test_damaged_shards_are_rejected_after_their_good_samples(tmp_path: Path) -> None:
     write_shards(some_samples(6), tmp_path / "in")
     shard = tmp_path / "in" / "shard-000000.tar"
-    shard.write_bytes(shard.read_bytes()[:4000])
+    shard.write_bytes(shard.read_bytes()[:9000])
     tally = Tally()
     make(tmp_path / "in", tmp_path / "out", tally=tally)
-    assert 0 < tally.used < 6 and tally.seen == 6
+    assert 1 < tally.used < 6 and tally.seen == 6
     assert set(tally.by_reason()) == {"shard cut short"}
+    (tmp_path / "list.txt").write_text("key000.png\n")
+    listed = Tally()
+    made = make(tmp_path / "in", tmp_path / "listed", Reading(listed=tmp_path / "list.txt"), tally=listed)
+    assert made.left_out == {"not in the list": tally.used - 1} and listed.rejections == tally.rejections
 
 
 def test_splits_follow_from_keys(tmp_path: Path) -> None:
@@ -155,7 +159,7 @@ def test_what_can_not_be_written_is_rejected(tmp_path: Path) -> None:
 def test_nothing_left_to_write(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").write_bytes(picture())
-    with pytest.raises(DataError, match="no sample was left"):
+    with pytest.raises(DataError, match=r"no sample was left to write; left out: a side under 100 pixels \(1\)"):
         make(tmp_path / "photos", tmp_path / "out", Selection(min_side=100))
     assert content(tmp_path / "out") == {}
     make(tmp_path / "photos", tmp_path / "out", Selection(min_side=2))

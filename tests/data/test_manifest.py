@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def test_read_build_and_write_agree(folder: Path, tmp_path: Path) -> None:
     read = Manifest.read(folder)
     seen: list[int] = []
     assert read == Manifest.read(folder / "manifest.json") == Manifest.build(folder, seen.append)
-    assert read.total == 5 and sum(seen) == sum(shard.bytes or 0 for shard in read.shards)
+    assert read.total == sum(seen) == 5
     written = read.write(tmp_path / "copy.json")
     assert written.read_bytes() == (folder / "manifest.json").read_bytes()
     assert not [path for path in (*tmp_path.iterdir(), *folder.iterdir()) if path.name.endswith(".tmp")]
@@ -68,11 +69,59 @@ def test_of_takes_folders_and_shards(folder: Path) -> None:
     assert extra.shards[:3] == manifest.shards and extra.total == 7
 
 
-def test_of_writes_nothing(folder: Path) -> None:
+def test_of_indexes_shards_without_a_manifest(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    written = Manifest.read(folder)
     (folder / "manifest.json").unlink()
     before = sorted(folder.iterdir())
-    Manifest.of(folder)
+    found = Manifest.of(folder)
     assert sorted(folder.iterdir()) == before
+    assert found.shards == [replace(shard, sha256=None) for shard in written.shards]
+    (record,) = caplog.records
+    assert "no manifest.json lists these 3 shards" in record.getMessage() and "mm shards" in record.getMessage()
+
+
+def test_of_counts_a_damaged_shard_up_to_the_damage(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", {"a.jpg": b"", "b.jpg": b"", "c.jpg": b""})
+    path.write_bytes(path.read_bytes()[:1536])
+    (entry,) = Manifest.of(path).shards
+    assert (entry.nsamples, entry.bytes) == (2, 1536)
+
+
+def test_shards_that_the_manifest_does_not_list_are_left_out(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("x.tar", "y.tar"):
+        write_tar(folder / name, {"a.jpg": b""})
+    assert Manifest.of(folder).total == 5
+    (record,) = caplog.records
+    assert "2 .tar files aren't listed" in record.getMessage() and str(folder) in record.getMessage()
+    caplog.clear()
+    assert Manifest.of(folder / "shard-000000.tar").total == 2 and not caplog.records
+
+
+def test_parse_places_shards(tmp_path: Path, folder: Path) -> None:
+    content = (folder / "manifest.json").read_bytes()
+    local = Manifest.parse(content, "somewhere", tmp_path)
+    assert local.shards[0].path == tmp_path / "shard-000000.tar"
+    assert local.shards[0].name == str(tmp_path / "shard-000000.tar")
+    assert replace(local.shards[0], remote="s3://photos/0.tar").name == "s3://photos/0.tar"
+    with pytest.raises(DataError, match=r"^s3://photos/manifest\.json: holds a list"):
+        Manifest.parse(b"[]", "s3://photos/manifest.json", tmp_path)
+
+
+def test_digest_needs_shards_that_are_there(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+    manifest = Manifest.of(folder)
+    manifest.shards[1].path.unlink()
+    with pytest.raises(ShardError, match=r"shard-000001\.tar: doesn't exist"):
+        _ = manifest.digest
+    remote = Manifest([replace(shard, remote=f"s3://{shard.url}") for shard in manifest.shards])
+    assert len(remote.digest) == 64
+
+
+def test_digest_reads_each_shard_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "manifest.json").unlink()
+    digest = Manifest.of(folder).digest
+    monkeypatch.setattr("mm.data.inspection.Archive", None)  # nothing is opened any more
+    assert Manifest.of(folder).digest == digest
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,17 @@ def test_stopped_again_and_again(tmp_path: Path, sources: list[Path]) -> None:
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
+def test_what_a_run_left_within_its_source_is_no_source(tmp_path: Path, sources: list[Path]) -> None:
+    make(tmp_path, tmp_path / "whole", *PARTS, tally=Tally())
+    expected = content(tmp_path / "whole")
+    shutil.rmtree(tmp_path / "whole")
+    with pytest.raises(Stopped):
+        make(tmp_path, tmp_path / "whole", *PARTS, tally=Tally(), progress=stop_after(20), workers=1)
+    assert list((tmp_path / "whole").rglob("*.tar"))
+    make(tmp_path, tmp_path / "whole", *PARTS, tally=Tally())
+    assert content(tmp_path / "whole") == expected
+
+
 @pytest.fixture
 def begun(tmp_path: Path, sources: list[Path]) -> Path:
     """A folder in which some shards are finished."""
@@ -116,11 +128,14 @@ def test_another_task_is_refused_where_shards_are_finished(tmp_path: Path, sourc
 
 def test_two_runs_at_once_are_refused(tmp_path: Path, sources: list[Path]) -> None:
     def second(done: int, total: int | None) -> None:
-        if done == 5:
+        if done == 25:
+            assert list((tmp_path / "out").rglob(".*.tmp"))
             with pytest.raises(OutputError, match=r"another .* is at work"):
                 make(sources, tmp_path / "out", *PARTS, tally=Tally())
 
-    make(sources, tmp_path / "out", *PARTS, tally=Tally(), progress=second)
+    make(sources, tmp_path / "whole", *PARTS, tally=Tally())
+    make(sources, tmp_path / "out", *PARTS, tally=Tally(), progress=second, workers=1)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
     with pytest.raises(OutputError, match="already holds shards"):
         make(sources, tmp_path / "out", *PARTS, tally=Tally())
     with pytest.raises(OutputError, match="already holds shards"):

@@ -4,15 +4,19 @@ import multiprocessing
 import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from pictures import contents, picture, some_samples, write_tar
 
-from mm.data.manifest import Manifest
+from mm.data.inspection import inspect_shards
+from mm.data.manifest import Manifest, ManifestEntry
 from mm.data.samples import Rejection, Sample
 from mm.data.shards import IndexedShards, read_shard, write_shards
 from mm.errors import DataError, ShardError
+
+KEYS = [sample.key for sample in some_samples(10)]
 
 
 @pytest.fixture
@@ -26,12 +30,13 @@ def read_all(manifest: Manifest) -> list[Sample | Rejection]:
 
 def test_in_order_and_by_position_agree(manifest: Manifest) -> None:
     shards = IndexedShards(manifest)
-    assert len(shards) == 10 and not shards.problems
+    assert len(shards) == 10
     assert [shards[index] for index in range(10)] == read_all(manifest)
     assert [contents(shards[index]) for index in range(10)] == [contents(sample) for sample in some_samples(10)]
-    assert shards.keys == [sample.key for sample in some_samples(10)]
+    assert [shards.key(index) for index in range(10)] == KEYS
     assert shards[-1] == shards[9]
     assert shards[4].source == f"{manifest.shards[1].path}/key004.png"
+    assert shards.name(4) == f"{manifest.shards[1].path}/key004"
     with pytest.raises(IndexError):
         shards[10]
 
@@ -56,7 +61,7 @@ def test_across_processes(manifest: Manifest, method: str) -> None:
     shards[0]
     with multiprocessing.get_context(method).Pool(2) as pool:
         answers = pool.map(key_and_process, [(shards, index) for index in range(10)], chunksize=1)
-    assert [key for key, _ in answers] == shards.keys
+    assert [key for key, _ in answers] == KEYS
     assert os.getpid() not in {process for _, process in answers}
 
 
@@ -64,45 +69,85 @@ def test_pickles_and_threads(manifest: Manifest) -> None:
     shards = pickle.loads(pickle.dumps(IndexedShards(manifest)))
     with ThreadPoolExecutor(8) as pool:
         samples = list(pool.map(shards.__getitem__, list(range(10)) * 20))
-    assert [sample.key for sample in samples] == shards.keys * 20
+    assert [sample.key for sample in samples] == KEYS * 20
 
 
-def test_no_file_stays_open(manifest: Manifest) -> None:
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_few_files_stay_open(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mm.data.reading.OPEN_SHARDS", 2)
+    before = open_files()
     shards = IndexedShards(manifest)
-    before = len(list(Path("/proc/self/fd").iterdir()))
-    for index in range(10):
+    assert open_files() == before  # shards are opened when they are needed
+    for index in [*range(10), *range(10)]:
         shards[index]
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert open_files() == before + 2
+    del shards
+    assert open_files() == before
+    list(read_shard(manifest.shards[0].path))
+    assert open_files() == before
+
+
+def test_many_shards_and_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mm.data.reading.OPEN_SHARDS", 2)
+    shards = IndexedShards(write_shards(some_samples(20), tmp_path, max_samples=1))
+    places = [number * 7 % 20 for number in range(2000)]
+    with ThreadPoolExecutor(8) as pool:
+        samples = list(pool.map(shards.__getitem__, places))
+    assert [sample.key for sample in samples] == [f"key{place:03d}" for place in places]
 
 
 def test_changed_shard_is_noticed(manifest: Manifest) -> None:
     shards = IndexedShards(manifest)
+    assert [shards[index].key for index in (3, 4)] == ["key003", "key004"]
     with manifest.shards[1].path.open("ab") as file:
         file.write(bytes(512))
     assert shards[3].key == "key003"
     with pytest.raises(ShardError, match="changed"):
         shards[4]
     manifest.shards[2].path.unlink()
-    with pytest.raises(ShardError, match="can't be read"):
+    with pytest.raises(ShardError, match="doesn't exist"):
         shards[9]
+    assert shards.key(9) == "" and shards.name(9) == f"{manifest.shards[2].path}, sample 1"
 
 
 def test_length_follows_the_manifest_when_shards_are_damaged(manifest: Manifest) -> None:
     with manifest.shards[0].path.open("r+b") as file:
         file.truncate(2048 * 2 + 600)
     manifest.shards[1].path.unlink()
-    shards = IndexedShards(manifest)
+    inspections = inspect_shards(manifest.shards)
+    shards = IndexedShards(manifest, inspections=inspections)
     assert len(shards) == 10
-    assert [(problem.reason, problem.samples) for problem in shards.problems] == [
-        ("shard cut short", 2),
-        ("missing shard", 4),
-    ]
-    assert shards.keys == ["key000", "key001", "", "", "", "", "", "", "key008", "key009"]
-    assert shards[9].key == "key009"
+    assert [shards.key(index) for index in (0, 1, 2, 5, 9)] == ["key000", "key001", "", "", "key009"]
+    assert (shards[1].key, shards[9].key) == ("key001", "key009")
     for index, reason in ((2, "shard cut short"), (5, "missing shard")):
         with pytest.raises(ShardError) as caught:
             shards[index]
         assert caught.value.reason == reason
+    shards = IndexedShards(manifest)
+    with pytest.raises(ShardError, match="cut short"):
+        shards[0]  # nobody has looked at this shard and let it pass
+
+
+def test_remote_shards_are_fetched_when_they_are_needed(manifest: Manifest, tmp_path: Path) -> None:
+    fetched: list[str] = []
+
+    def fetch(entry: ManifestEntry) -> Path:
+        fetched.append(entry.name)
+        return entry.path.rename(entry.path.with_suffix(".fetched"))
+
+    remote = replace(manifest.shards[1], remote="s3://photos/one.tar")
+    shards = IndexedShards(Manifest([manifest.shards[0], remote]), inspections=[None, None], fetch=fetch)
+    assert shards[0].key == "key000" and fetched == []
+    assert shards[4].source == "s3://photos/one.tar/key004.png" and shards.name(5) == "s3://photos/one.tar/key005"
+    assert shards[5].key == "key005" and fetched == ["s3://photos/one.tar"]
+
+
+def test_without_images(manifest: Manifest) -> None:
+    sample = IndexedShards(manifest, images=False)[3]
+    assert sample.image == b"" and contents(replace(sample, image=picture(3))) == contents(some_samples(4)[3])
 
 
 @pytest.mark.parametrize(
@@ -115,7 +160,7 @@ def test_length_follows_the_manifest_when_shards_are_damaged(manifest: Manifest)
         ({"a.png": picture(), "a.txt": b"caf\xe9"}, "caption is not UTF-8"),
         ({"a.png": picture(), "a.json": b"{"}, "caption file is not JSON"),
         ({"a.png": picture()}, "missing caption"),
-        ({"a.png": picture(), "a.txt": b"  "}, "missing caption"),
+        ({"a.png": picture(), "a.txt": b"  "}, "empty caption"),
         ([("a.png", picture()), ("a.png", picture())], "duplicate member"),
     ],
 )
@@ -129,11 +174,14 @@ def test_bad_samples_among_good_ones(tmp_path: Path, members: dict[str, bytes], 
     assert (first.captions, final.captions) == ({"en": ["first"]}, {"en": ["last"]})
     assert bad.reason == reason and str(path) in bad.source and bad.key in bad.source and bad.samples == 1
     assert bad.detail.startswith(str(path)) and "\n" not in bad.detail
-    shards = IndexedShards(Manifest.of(path), captions=True)
+    shards = IndexedShards(Manifest.of(path))
     assert len(shards) == 3
-    with pytest.raises(DataError) as caught:
-        shards[1]
-    assert caught.value.reason == reason
+    if bad.reason in ("missing caption", "empty caption"):
+        assert shards[1].captions == {}
+    else:
+        with pytest.raises(DataError) as caught:
+            shards[1]
+        assert (caught.value.reason, caught.value.offset) == (reason, bad.offset)
 
 
 def test_captions_are_required_only_on_request(tmp_path: Path) -> None:
@@ -151,7 +199,7 @@ def test_members_that_are_not_files(tmp_path: Path) -> None:
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
     (rejection,) = read_shard(path)
-    assert isinstance(rejection, Rejection) and rejection.reason == "member is not a file"
+    assert isinstance(rejection, Rejection) and rejection.reason == "unsafe member"
 
 
 def test_member_names_never_touch_the_file_system(tmp_path: Path) -> None:
@@ -159,14 +207,14 @@ def test_member_names_never_touch_the_file_system(tmp_path: Path) -> None:
     inner.mkdir()
     names = ["../escaped.png", "/absolute.png", "a/../../b.png", "nul\\con.png"]
     path = write_tar(inner / "x.tar", {name: picture() for name in names})
-    samples = list(read_shard(path))
-    assert [sample.key for sample in samples] == [name[:-4] for name in names]
+    *rejected, sample = read_shard(path)
+    assert isinstance(sample, Sample) and sample.key == "nul\\con"
+    assert [item.key for item in rejected] == [name[:-4] for name in names[:3]]
+    assert {item.reason for item in rejected if isinstance(item, Rejection)} == {"unsafe member"}
     assert [path.name for path in tmp_path.rglob("*")] == ["inner", "x.tar"]
 
 
 def test_counts_at_odds_with_the_manifest(manifest: Manifest) -> None:
-    from dataclasses import replace
-
     entry = manifest.shards[0]
     for wrong, reason, lost in (
         (replace(entry, nsamples=7), "fewer samples than the manifest says", 3),
@@ -177,5 +225,6 @@ def test_counts_at_odds_with_the_manifest(manifest: Manifest) -> None:
         *samples, last = read_shard(entry.path, wrong)
         assert len(samples) == 4 and isinstance(last, Rejection)
         assert (last.source, last.reason, last.samples) == (str(entry.path), reason, lost)
-        (problem,) = IndexedShards(Manifest([wrong])).problems
-        assert (problem.reason, problem.samples) == (reason, lost)
+        with pytest.raises(ShardError) as caught:
+            IndexedShards(Manifest([wrong]))[0]
+        assert caught.value.reason == reason

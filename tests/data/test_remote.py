@@ -14,6 +14,7 @@ from serving import Site, manifest_of, serving
 
 from mm.data.cache import ShardCache
 from mm.data.fetching import FetchError, Retries
+from mm.data.manifest import Manifest
 from mm.data.remote import is_remote, remote_manifest
 from mm.data.shards import write_shards
 from mm.errors import DataError, OptionError, UsageError
@@ -57,6 +58,7 @@ def fetched(address: str, cache: ShardCache) -> list[bytes]:
         ("pipe:cat shard.tar", True),
         ("file:///tmp/shards", True),
         ("shards/train.tar", False),
+        ("PIPE:cat shard.tar", False),
         ("/data/pipe:x/train.tar", False),
         (r"C:\shards\train.tar", False),
     ],
@@ -72,6 +74,7 @@ def test_what_is_remote(address: str, expected: bool) -> None:
         ("/shards/", [0, 1, 2, 3]),
         ("/shards/manifest.json", [0, 1, 2, 3]),
         ("/shards/train-000002.tar", [2]),
+        ("/shards/train%2D000002.tar", [2]),
         ("/shards/train-{000001..000003}.tar", [1, 2, 3]),
         ("/shards/train-{000003,000000}.tar", [3, 0]),
     ],
@@ -128,7 +131,7 @@ def test_protocols_of_fsspec(folder: Path, cache: ShardCache, name: str) -> None
         ("cat '{folder}/manifest.json'", 4),
         ("cat < {folder}/manifest.json | cat", 4),
         ("cat {folder}/train-{{000001..000003}}.tar", 3),
-        (r"VALUE=\{{x\}}; test ${{VALUE}} = '{{x}}' && cat {folder}/manifest.json", 4),
+        (r"VALUE='a\b'; test ${{#VALUE}} = 3 && cat {folder}/manifest.json", 4),
     ],
 )
 def test_commands(folder: Path, cache: ShardCache, command: str, count: int) -> None:
@@ -207,8 +210,6 @@ def test_least_recently_used_goes_first(site: Site, cache: ShardCache) -> None:
 
 
 def test_local_shards_stay_where_they_are(folder: Path, cache: ShardCache) -> None:
-    from mm.data.manifest import Manifest
-
     assert [cache.fetch(entry) for entry in Manifest.read(folder).shards] == [folder / name for name in SHARDS]
     assert not cache.folder.exists()
 

@@ -4,7 +4,8 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from pictures import encode, picture, turned
+from encoding import encode, turned
+from pictures import picture
 from PIL import Image
 
 from mm.data.images import decode_image
@@ -27,7 +28,7 @@ def opened(data: bytes) -> Image.Image:
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize(
-    ("size", "expected"), [((1000, 600), (128, 77)), ((300, 601), (64, 128)), ((129, 5), (128, 5))]
+    ("size", "expected"), [((1000, 600), (128, 77)), ((300, 601), (64, 128)), ((129, 60), (128, 60))]
 )
 def test_larger_images_are_scaled_down(image_format: str, size: tuple[int, int], expected: tuple[int, int]) -> None:
     image = scene(*size)
@@ -45,6 +46,13 @@ def test_the_filter_is_lanczos() -> None:
         reference = image.resize((160, 120), Image.Resampling[name])
         means[name] = np.abs(np.asarray(result, dtype=int) - np.asarray(reference, dtype=int)).mean()
     assert min(means, key=lambda name: means[name]) == "LANCZOS" and means["LANCZOS"] < 2
+
+
+def test_a_large_jpeg_looks_as_if_it_had_been_decoded_in_full() -> None:
+    data = encode(Image.effect_noise((1280, 960), 80).convert("RGB"), "JPEG", quality=98)
+    result = decode_image(Rework(max_side=160, quality=100).apply(data, "a"))
+    reference = decode_image(data).resize((160, 120), Image.Resampling.LANCZOS)
+    assert np.abs(np.asarray(result, dtype=int) - np.asarray(reference, dtype=int)).mean() < 3
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -76,8 +84,8 @@ def test_transparent_becomes_white() -> None:
 @pytest.mark.parametrize("rework", [Rework(), Rework(quality=90), Rework(max_side=20)])
 def test_damaged_images_are_found_in_any_case(rework: Rework) -> None:
     for data, reason in (
-        (encode(scene(300, 200), "JPEG")[:2500], "truncated"),
-        (encode(scene(300, 200))[:2500], "truncated"),
+        (encode(scene(300, 200), "JPEG")[:-100], "truncated"),
+        (encode(scene(300, 200))[:-100], "truncated"),
         (b"text", "not an image"),
         (b"", "empty file"),
     ):
@@ -86,6 +94,16 @@ def test_damaged_images_are_found_in_any_case(rework: Rework) -> None:
         assert caught.value.reason == reason
     with pytest.raises(ImageError, match="limit of 59,999 pixels"):
         rework.apply(encode(scene(300, 200)), "photos/a", max_pixels=59_999)
+
+
+@pytest.mark.parametrize("rework", [Rework(), Rework(quality=90), Rework(max_side=20)])
+def test_corrupt_data_that_viewers_pass_over_are_found_too(rework: Rework) -> None:
+    data = bytearray(encode(Image.effect_noise((300, 200), 80), "JPEG"))
+    data[5000:5040] = b"\xff\xd9" * 20
+    assert decode_image(bytes(data)).size == (300, 200)
+    with pytest.raises(ImageError, match=r"photos/a: .* damaged") as caught:
+        rework.apply(bytes(data), "photos/a")
+    assert caught.value.reason == "damaged"
 
 
 def prepared(sample: Sample, **options: object) -> Prepared | LeftOut | Rejection:

@@ -12,8 +12,9 @@ KEYS = [f"photos/{number}" for number in range(4000)]
 
 def test_the_split_of_a_key_never_changes() -> None:
     splits = Splits.parse("train=0.8, val=0.1,test=0.1")
-    found = [splits.of(key) for key in ("a", "b", "c", "d", "1000268201_693b08cb0e", "图")]
-    assert found == ["train", "train", "train", "val", "train", "train"]
+    found = {key: splits.of(key) for key in ("a", "g", "F", "i", "W", "1000268201_693b08cb0e", "图")}
+    assert [key for key, split in found.items() if split == "val"] == ["g", "i"]
+    assert [key for key, split in found.items() if split == "test"] == ["F", "W"]
 
 
 @pytest.mark.parametrize("shares", [{"train": 0.9, "val": 0.1}, {"a": 0.5, "b": 0.3, "c": 0.2}])
@@ -51,7 +52,6 @@ def test_keys_that_are_written_alike_are_not_parted() -> None:
         "a=0.5,a=0.5",
         "a=1.5,b=-0.5",
         "../x=1",
-        "=1",
         "a=nan",
     ],
 )

@@ -13,7 +13,6 @@ from making import FullDisk
 from pictures import contents, picture, some_samples
 
 from mm.data import writing
-from mm.data.keys import clean_key
 from mm.data.manifest import Manifest
 from mm.data.samples import Rejection, Sample, Tally
 from mm.data.shards import check_shards, read_shard, write_shards
@@ -76,17 +75,6 @@ def test_colliding_keys_get_numbers(tmp_path: Path) -> None:
     samples = [Sample(key, "s", picture(i)) for i, key in enumerate(["a", "a", "a_2", "a.b", "a_b", "a"])]
     keys = [item.key for item in read_back(write_shards(samples, tmp_path / "out")) if isinstance(item, Sample)]
     assert len(set(keys)) == 6 and keys[:2] == ["a", "a_2"]
-
-
-@settings(max_examples=200)
-@given(st.text())
-def test_clean_keys_read_back(key: str) -> None:
-    from mm.data.tar import split_name
-
-    clean = clean_key(key)
-    assert split_name(f"{clean}.jpg") == (clean, "jpg")
-    assert not clean.startswith("/") and ".." not in clean.split("/") and clean.isprintable()
-    assert clean_key(clean) == clean
 
 
 def test_rejections_are_tallied_or_raised(tmp_path: Path) -> None:

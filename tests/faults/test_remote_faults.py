@@ -19,8 +19,10 @@ import pytest
 from aiohttp import ClientSession
 from serving import Answer, Site, manifest_of, serving
 
+from mm.data import fetching
 from mm.data.cache import ShardCache
-from mm.data.manifest import HASH_DIFFERS, ManifestEntry
+from mm.data.entries import ManifestEntry
+from mm.data.manifest import HASH_DIFFERS
 from mm.data.remote import remote_manifest
 from mm.errors import DataError, OptionError, OutputError, ShardError, UsageError
 
@@ -149,6 +151,17 @@ def test_nobody_answers(cache: ShardCache, delays: list[float]) -> None:
     with pytest.raises(ShardError, match=r"in 3 attempts: .*Connect"):
         remote_manifest(address, cache)
     assert len(delays) == 2
+
+
+def test_server_that_falls_silent(
+    site: Site, cache: ShardCache, entry: ManifestEntry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "_SILENCE", 0.2)
+    hold = threading.Event()
+    site.plans["/a.tar"] = [Answer(CONTENT, hold=hold)]
+    assert cache.fetch(entry).read_bytes() == CONTENT
+    assert not hold.is_set() and len(site.requests) == 2
+    hold.set()
 
 
 def test_manifest_after_an_error(site: Site, cache: ShardCache) -> None:
@@ -341,7 +354,7 @@ def test_forked_after_fetching(site: Site, cache: ShardCache) -> None:
 
 
 def test_transfers_wait_for_room(site: Site, cache: ShardCache) -> None:
-    cache.max_bytes = len(CONTENT) + 1000
+    cache.max_bytes = len(CONTENT) * 8 // 5  # enough for one, and the half of another that has come
     cache.retries = ShardCache(cache.folder).retries  # that really sleeps
     first, second = remote_manifest(site.address, cache).shards
     site.requests.clear()

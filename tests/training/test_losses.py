@@ -104,3 +104,11 @@ def test_similarities_stay_exact_under_autocast() -> None:
         assert torch.equal(similarities(images, texts, scale), expected)
         loss = contrastive_loss(images, texts, SAME, scale)
     assert torch.equal(loss, contrastive_loss(images, texts, SAME, scale))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_hard_negatives_of_similarities_that_are_not_finite(value: float) -> None:
+    """Which a loss then tells of; the draw itself doesn't fail."""
+    same = torch.eye(4, dtype=torch.bool)
+    image, text = hard_negatives(torch.full((4, 4), value), same)
+    assert not (image == torch.arange(4)).any() and not (text == torch.arange(4)).any()
