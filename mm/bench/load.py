@@ -18,7 +18,7 @@ from mm.bench.load_data import Collection, make_collection, open_collection, sim
 from mm.bench.load_photos import make_photos
 from mm.bench.load_processes import used_seconds
 from mm.bench.load_sides import SIDES, SIZE
-from mm.bench.load_stages import Stages, stages
+from mm.bench.load_stages import Stages, one_thread, stages
 from mm.bench.measure import in_turn, run_child
 
 Tick = Callable[[int], None]
@@ -174,7 +174,7 @@ def compare(plan: Plan, collections: list[Collection], folder: Path, tick: Tick)
 def _time(collection: Collection, workers: int, side: str, seconds: float) -> Speed:
     often = int(seconds * FASTEST) + collection.batch_size * (workers + 1)
     batches: Any = SIDES[side](collection, workers, often)
-    with closing(batches):
+    with closing(batches), one_thread():
         return measure_speed(batches, workers, seconds)
 
 

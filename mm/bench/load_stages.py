@@ -49,6 +49,17 @@ class Stopwatch:
         return {name: median(taken) for name, taken in self._taken.items()}
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Has torch compute in one thread while the block runs, as in a worker: more would take processors from workers."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def stages(collection: Collection, images: int) -> dict[str, Stages]:
     """Measures mm, with its own augmentation, and the transform of open_clip, in this process and one thread.
 
@@ -56,12 +67,8 @@ def stages(collection: Collection, images: int) -> dict[str, Stages]:
         collection: the images.
         images: how many are loaded.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in a worker
-    try:
+    with one_thread():
         return {OWN: own_stages(collection, images), OPEN_CLIP: open_clip_stages(collection, images)}
-    finally:
-        torch.set_num_threads(threads)
 
 
 def own_stages(collection: Collection, images: int) -> Stages:

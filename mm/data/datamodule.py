@@ -55,8 +55,8 @@ class CaptionData(ShardData):
         require(0, views=views)
         if not 0 < crop <= 1:
             raise OptionError(f"data.crop must be above 0 and at most 1, not {crop}")
-        if not 0 <= color < 1:
-            raise OptionError(f"data.color must be at least 0 and below 1, not {color}")
+        if not 0 <= color <= 1:
+            raise OptionError(f"data.color must be from 0 to 1, not {color}")
         self.captions: Mapping[str, int] = captions or {"en": 1}
         self.views = views
         self.crop = crop
@@ -136,7 +136,7 @@ class CaptionData(ShardData):
             raise OptionError("features can only be kept of a fixed number of views: set data.views to 1 or more")
         shape = tuple(encode(train.pixels(0, 0)[None]).shape[1:])
         images = hashlib.sha256(f"{train.shards.manifest.digest} {train.usable.tolist()}".encode()).hexdigest()
-        chance = f"{self.seed} {self.crop}" if self.views > 2 else ""  # the first two views leave nothing to chance
-        whole = f"{identity} {images} {self.transform.preprocessing} {chance}"
+        drawn = f"{self.seed} {self.crop} {self.color}" if self.views > 2 else ""  # the first two views aren't
+        whole = f"{identity} {images} {self.transform.preprocessing} {drawn}"
         train.features = FeatureStore(folder, whole, len(train), self.views, shape)
         train.features.fill(train.pixels, encode, progress)

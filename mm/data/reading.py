@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mm.data.archive import Archive, HashingReader, changed
+from mm.data.archive import MISSING, Archive, HashingReader, changed
 from mm.data.layout import DIGEST_BYTES, Layout, digest_contents, disagreement, make_sample, read_parts
 from mm.data.manifest import Manifest, ManifestEntry
 from mm.data.samples import Rejection, Sample
@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 
 DIFFERS = "content differs from when it was verified"
 OPEN_SHARDS = 64
+READ_AHEAD = 4096  # blocks that the system isn't told of again
+REFETCHES = 3  # how often a remote shard may vanish before it is open
 
 Fetch = Callable[[ManifestEntry], Path]
+Opened = tuple[Archive, Layout]
 
 
 def read_shard(
@@ -84,6 +87,7 @@ class IndexedShards:
         inspections: what was found in each shard. A shard that isn't as it was found is an error; where None, one that
             is damaged or isn't as the manifest says. Samples are held against the digests that inspections have.
         fetch: makes a remote shard local, and says where it lies.
+        block: how many neighbouring samples will be asked for soon where one of them is: they are read together.
     """
 
     def __init__(
@@ -93,20 +97,25 @@ class IndexedShards:
         images: bool = True,
         inspections: Sequence[Inspection | None] | None = None,
         fetch: Fetch | None = None,
+        block: int = 1,
     ) -> None:
         self.manifest = manifest
         self._images = images
         self._inspections = inspections
         self._fetch = fetch
+        self._block = block
         self._starts = [0, *itertools.accumulate(shard.nsamples for shard in manifest.shards)]
         self._prepare()
 
     def _prepare(self) -> None:
-        opened = functools.partial(_open, self.manifest.shards, self._inspections, self._fetch)
-        self._open = functools.lru_cache(OPEN_SHARDS)(opened)
+        opened = functools.partial(_open_shard, self.manifest.shards, self._inspections, self._fetch)
+        self._opened = functools.lru_cache(OPEN_SHARDS)(opened)
+        self._read_ahead = functools.lru_cache(READ_AHEAD)(functools.partial(_read_ahead, self._opened, self._block))
+        self._failed: dict[int, ShardError] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_open"}
+        caches = ("_opened", "_read_ahead", "_failed")
+        return {name: value for name, value in self.__dict__.items() if name not in caches}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -125,6 +134,7 @@ class IndexedShards:
         number, place = self._find(index)
         archive, layout = self._open(number)
         archive.check_unchanged()
+        self._read_ahead(number, place // self._block)
         if place >= len(layout):
             raise _fault(archive, layout, self.manifest.shards[number]) or changed(layout.name)
         located = layout[place]
@@ -157,6 +167,16 @@ class IndexedShards:
         shard = self.manifest.shards[number].name
         return f"{shard}/{key}" if key else f"{shard}, sample {place}"
 
+    def _open(self, number: int) -> Opened:
+        """Opens a shard and reads its headers, unless it is open; one that failed isn't tried again."""
+        if number in self._failed:
+            raise self._failed[number]
+        try:
+            return self._opened(number)
+        except ShardError as error:
+            self._failed[number] = error
+            raise
+
     def _find(self, index: int) -> tuple[int, int]:
         """The shard that holds a sample, and the sample's place in it."""
         if not -len(self) <= index < len(self):
@@ -166,13 +186,14 @@ class IndexedShards:
         return number, index - self._starts[number]
 
 
-def _open(
+def _open_shard(
     entries: Sequence[ManifestEntry], inspections: Sequence[Inspection | None] | None, fetch: Fetch | None, number: int
-) -> tuple[Archive, Layout]:
+) -> Opened:
     """Opens a shard and reads its headers."""
     entry = entries[number]
-    path = fetch(entry) if fetch is not None and entry.remote is not None else entry.path
-    archive = Archive(path, entry.name)
+    archive = (
+        _fetched(entry, fetch) if fetch is not None and entry.remote is not None else Archive(entry.path, entry.name)
+    )
     layout = Layout(archive)
     found = inspections[number] if inspections is not None else None
     if found is not None:
@@ -183,6 +204,26 @@ def _open(
     if problem is not None:
         raise problem
     return archive, layout
+
+
+def _fetched(entry: ManifestEntry, fetch: Fetch) -> Archive:
+    """Opens a remote shard; again, where another process makes room between the fetch and that."""
+    for _ in range(REFETCHES):
+        try:
+            return Archive(fetch(entry), entry.name)
+        except ShardError as error:
+            if error.reason != MISSING:
+                raise
+    return Archive(fetch(entry), entry.name)
+
+
+def _read_ahead(opened: Callable[[int], Opened], size: int, number: int, block: int) -> None:
+    """Lets the system read a block of a shard's samples at once."""
+    archive, layout = opened(number)
+    start, end = block * size, min((block + 1) * size, len(layout))
+    if end - start > 1:
+        first = layout[start].offset
+        archive.read_ahead(first, (layout[end].offset if end < len(layout) else archive.size) - first)
 
 
 def _fault(archive: Archive, layout: Layout, entry: ManifestEntry) -> ShardError | None:

@@ -166,7 +166,13 @@ class ShardData(L.LightningDataModule):
             manifests = [find_manifest(source, self.cache) for source in (named if weighted(named) else [named])]
             manifest = Manifest([shard for part in manifests for shard in part.shards])
             inspections = self._inspect(split, manifest)
-            shards = IndexedShards(manifest, images=self.reads_images, inspections=inspections, fetch=self.cache.fetch)
+            shards = IndexedShards(
+                manifest,
+                images=self.reads_images,
+                inspections=inspections,
+                fetch=self.cache.fetch,
+                block=self.block if self.reads_images else 1,
+            )
             tally = Tally()
             unusable = unusable_samples(shards, inspections, self._need(split), tally)
             ledger.begin(tally, ", ".join([named] if isinstance(named, str) else named))

@@ -106,17 +106,11 @@ class Group:
 
 
 class DamagedTarError(ShardError):
-    """A tar that isn't well-formed from some point on.
+    """A tar that isn't well-formed from some point on. ``member`` is the file that was cut, where known."""
 
-    ``member`` is the file that was cut, where known; ``ended`` says that there is no file after those before.
-    """
-
-    def __init__(
-        self, message: str, reason: str, offset: int, member: str | None = None, *, ended: bool = False
-    ) -> None:
+    def __init__(self, message: str, reason: str, offset: int, member: str | None = None) -> None:
         super().__init__(message, reason, offset)
         self.member = member
-        self.ended = ended
 
 
 def walk(source: Path | Archive) -> Iterator[Member]:
@@ -162,7 +156,7 @@ def groups(source: Path | Archive) -> Iterator[Group]:
             current.add(suffix, member)
     except DamagedTarError as damage:
         cut = split_name(damage.member) if damage.member else None
-        if current is not None and (damage.ended or (cut is not None and cut[0] != current.key)):
+        if current is not None and cut is not None and cut[0] != current.key:
             yield current
         raise
     if current is not None:
@@ -285,7 +279,7 @@ def _check_end(archive: Archive, position: int) -> None:
     rest = archive.read(position + _BLOCK, _BLOCK)
     if len(rest) < _BLOCK and not rest.strip(b"\0"):
         message = f"{archive.name}: cut short at byte {archive.size}, within the end-of-archive marker"
-        raise DamagedTarError(message, CUT, archive.size, ended=True)
+        raise DamagedTarError(message, CUT, archive.size)
     offset = position + _BLOCK
     while rest:
         if rest.strip(b"\0"):

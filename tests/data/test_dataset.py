@@ -381,7 +381,7 @@ def test_a_batch_larger_than_the_data_takes_samples_again(tmp_path: Path) -> Non
         ({"views": -1}, "data.views must be at least 0"),
         ({"workers": -1}, "data.workers must be at least 0"),
         ({"seed": -1}, "data.seed must be at least 0"),
-        ({"color": 1.0}, "data.color must be at least 0 and below 1"),
+        ({"color": 1.1}, "data.color must be from 0 to 1"),
         ({"block": 0}, "data.block must be at least 1"),
         ({"max_reject_rate": 1.5}, "data.max_reject_rate must be from 0 to 1"),
         ({"remainder": "keep"}, "data.remainder is 'keep': drop or pad"),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from pictures import contents, picture, some_samples, write_tar
 
+from mm.data.archive import Archive
 from mm.data.inspection import inspect_shards
 from mm.data.manifest import Manifest, ManifestEntry
 from mm.data.samples import Rejection, Sample
@@ -143,6 +145,45 @@ def test_remote_shards_are_fetched_when_they_are_needed(manifest: Manifest, tmp_
     assert shards[0].key == "key000" and fetched == []
     assert shards[4].source == "s3://photos/one.tar/key004.png" and shards.name(5) == "s3://photos/one.tar/key005"
     assert shards[5].key == "key005" and fetched == ["s3://photos/one.tar"]
+
+
+def test_neighbours_are_read_ahead_together(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(Archive, "read_ahead", lambda archive, offset, size: asked.append((offset, size)))
+    shards = IndexedShards(manifest, block=3)
+    for index in (1, 0, 2, 3, 4, 6):
+        shards[index]
+    assert [offset for offset, _ in asked] == [0, 0]  # the fourth sample of a shard is alone in its block
+    with tarfile.open(manifest.shards[0].path) as tar:
+        fourth = next(member.offset for member in tar if member.name.startswith(KEYS[3]))
+    assert {size for _, size in asked} == {fourth}
+
+
+def test_a_remote_shard_that_vanishes_before_it_is_open_is_fetched_again(manifest: Manifest, tmp_path: Path) -> None:
+    entries = [replace(entry, remote=f"https://host/{entry.url}") for entry in manifest.shards]
+    tries = []
+
+    def fetch(entry: ManifestEntry) -> Path:
+        tries.append(entry.url)
+        return entry.path if len(tries) > 2 else tmp_path / "gone.tar"
+
+    assert IndexedShards(Manifest(entries), fetch=fetch)[0].key == KEYS[0]
+    assert len(tries) == 3
+
+
+def test_a_shard_that_failed_is_not_tried_again(manifest: Manifest) -> None:
+    entries = [replace(entry, remote=f"https://host/{entry.url}") for entry in manifest.shards]
+    tries = []
+
+    def fetch(entry: ManifestEntry) -> Path:
+        tries.append(entry.url)
+        raise ShardError(f"{entry.name}: no answer", "unreadable shard")
+
+    shards = IndexedShards(Manifest(entries), fetch=fetch)
+    for index in (0, 1, 2):
+        with pytest.raises(ShardError, match="no answer"):
+            shards[index]
+    assert len(tries) == 1
 
 
 def test_without_images(manifest: Manifest) -> None:

@@ -90,7 +90,7 @@ def test_cut_at_every_block_boundary_without_a_manifest(
         samples, tally = read_damaged(tmp_path, whole[:cut], None)
         assert tally.by_reason() == {"shard cut short": 1}, cut
         assert [facts(sample) for sample in samples] == originals[: len(samples)]
-    assert len(samples) == COUNT  # only the second block of the end marker is missing
+    assert len(samples) == COUNT - 1  # the block of zeros may have been a header of the last one
     samples, tally = read_damaged(tmp_path, whole[: end + 2 * BLOCK], None)
     assert tally.ok and len(samples) == COUNT
 

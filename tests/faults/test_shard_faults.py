@@ -70,7 +70,13 @@ PARTLY_LOST: dict[str, Fault] = {
     ),
     "cut inside a header": (WHOLE[: start(FIRST, 8) + 7], "shard cut short", {"a2", "a3"}, start(FIRST, 8) + 7),
     "cut before the end marker": (WHOLE[: -2 * BLOCK], "shard cut short", {"a3"}, len(WHOLE) - 2 * BLOCK),
-    "cut within the end marker": (WHOLE[:-BLOCK], "shard cut short", set(), len(WHOLE) - BLOCK),
+    "cut within the end marker": (WHOLE[:-BLOCK], "shard cut short", {"a3"}, len(WHOLE) - BLOCK),
+    "header zeroed, and cut after it": (
+        WHOLE[: start(FIRST, 10)] + bytes(BLOCK),
+        "shard cut short",
+        {"a3"},
+        start(FIRST, 10) + BLOCK,
+    ),
     "first header zeroed": (with_bytes(WHOLE, 0, bytes(BLOCK)), "corrupt tar header", ALL, 0),
     "header zeroed": (
         with_bytes(WHOLE, start(FIRST, 7), bytes(BLOCK)),

@@ -143,6 +143,7 @@ def test_ledger_and_pairs(written: Manifest, originals: dict[str, tuple[object, 
     for entry, content in zip(written.shards, contents, strict=True):
         entry.path.write_bytes(content)
     kinds = {mutation.kind for mutation in changes}
+    # No content is changed then, so that whatever is used must be what it was.
     exact = kinds <= set(MOVES) or kinds <= {"cut", "zero header"}
     verified = inspect_shards(written.shards, verify=True)
     inspected = inspect_shards(written.shards)
@@ -160,8 +161,6 @@ def test_ledger_and_pairs(written: Manifest, originals: dict[str, tuple[object, 
         assert verified[number].damaged == changed
         for sample in samples:
             check_pairing(sample)
-            if kinds <= set(MOVES) and not inspected[number].damaged:
-                assert facts(sample) == originals[sample.key]
         used = check_by_position(shards, number, verified[number].unusable, samples)
         assert not exact or all(facts(sample) == originals[sample.key] for sample in used)
 

@@ -164,7 +164,7 @@ def test_a_resumed_guard_decides_the_same() -> None:
 
 @pytest.mark.parametrize("spike", [1.0, 0.0, -3.0, NAN])
 def test_a_spike_is_more_than_usual(spike: float) -> None:
-    with pytest.raises(OptionError, match="loss_guard.spike must be above 1"):
+    with pytest.raises(OptionError, match=r"loss_guard\.spike must be above 1"):
         LossGuard(spike=spike)
 
 
