@@ -5,11 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mm.errors import DataError
 
@@ -42,11 +44,25 @@ def map_in_processes(
     # Processes are spawned: forking one that has threads, as a progress bar does, can leave locks held for good.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_ignore_interrupt)
     try:
-        yield from pool.map(function, items)
+        with _without_main_module():
+            results = pool.map(function, items)
+        yield from results
     except BrokenProcessPool:
         raise DataError("a process that reads shards was killed; is there enough memory?", "process killed") from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _without_main_module() -> Iterator[None]:
+    """Keeps processes that are spawned from running the user's script again, which they have no need of."""
+    main = sys.modules["__main__"]
+    hidden: dict[str, Any] = {name: main.__dict__.pop(name) for name in ("__file__", "__spec__") if name in main.__dict__}
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        main.__dict__.update(hidden)
 
 
 def process_count(shards: Sequence[Path]) -> int:

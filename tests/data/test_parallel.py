@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -59,3 +61,14 @@ def test_processes_start_only_where_there_is_much_to_read(tmp_path: Path) -> Non
     assert process_count(paths) == 1
     os.truncate(paths[0], 1 << 30)  # takes no space
     assert process_count(paths) == usable_cpus() >= 1
+
+
+def test_a_script_is_not_run_again(tmp_path: Path) -> None:
+    """As it would be where processes are spawned and nothing guards its main part."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from mm.data.parallel import map_in_processes\n"
+        "print('once', sorted(map_in_processes(abs, [-1, -2, -3], 2)))\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert done.stdout == "once [1, 2, 3]\n"
