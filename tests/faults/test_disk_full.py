@@ -140,9 +140,13 @@ def test_mm_fit_says_what_was_needed_and_goes_on_when_there_is_room(tmp_path: Pa
     made_data(tmp_path)
     config = write_config(tmp_path)
     short = ["--trainer.max_epochs", "2"]
-    assert mm_fit(config, tmp_path / "whole", *short)[0] == 0
+    status, errors = mm_fit(config, tmp_path / "whole", *short)
+    assert status == 0, errors
     root = tmp_path / "full"
-    assert mm_fit(config, root, *short, "--trainer.max_steps", "2")[0] == 0
+    stop = {"class_path": "fitting.SignalAt", "init_args": {"hook": "on_before_optimizer_step", "step": 1}}
+    status, errors = mm_fit(write_config(tmp_path, stop), root, *short)
+    assert status == 143, errors
+    config = write_config(tmp_path)
     last = root / "checkpoints/last.ckpt"
     before = last.read_bytes()
     on = [*short, "--ckpt_path", "last"]
@@ -153,7 +157,8 @@ def test_mm_fit_says_what_was_needed_and_goes_on_when_there_is_room(tmp_path: Pa
     assert "Traceback" not in errors
     assert last.read_bytes() == before
     assert not [path for path in last.parent.iterdir() if path.suffix == ".tmp"]
-    assert mm_fit(config, root, *on)[0] == 0
+    status, errors = mm_fit(config, root, *on)
+    assert status == 0, errors
     assert last_checkpoint(root)["global_step"] == 6
     losses = logged(root, last=True)
     assert losses == {step: loss for step, loss in logged(tmp_path / "whole").items() if step >= 2}

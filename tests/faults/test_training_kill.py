@@ -18,7 +18,8 @@ STEPS = 12  # four epochs of three steps
 def test_killed_in_the_middle(tmp_path: Path) -> None:
     made_data(tmp_path)
     config = write_config(tmp_path)
-    assert mm_fit(config, tmp_path / "whole")[0] == 0
+    status, errors = mm_fit(config, tmp_path / "whole")
+    assert status == 0, errors
     root = tmp_path / "killed"
     last = root / "checkpoints/last.ckpt"
     with subprocess.Popen(command(config, root), env=environment()) as process:
@@ -29,7 +30,8 @@ def test_killed_in_the_middle(tmp_path: Path) -> None:
         assert process.wait() == -signal.SIGKILL
     saved = last_checkpoint(root)["global_step"]
     assert 0 < saved < STEPS
-    assert mm_fit(config, root, "--ckpt_path", "last")[0] == 0
+    status, errors = mm_fit(config, root, "--ckpt_path", "last")
+    assert status == 0, errors
     expected, found = logged(tmp_path / "whole"), logged(root, last=True)
     assert len(expected) == STEPS
     assert found == {step: loss for step, loss in expected.items() if step >= saved}

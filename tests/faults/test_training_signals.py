@@ -26,7 +26,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the shards, and of a run that nothing stops."""
     folder = tmp_path_factory.mktemp("signals")
     made_data(folder)
-    assert mm_fit(write_config(folder), folder / "whole", *SHORT)[0] == 0
+    status, errors = mm_fit(write_config(folder), folder / "whole", *SHORT)
+    assert status == 0, errors
     return folder
 
 
@@ -66,7 +67,8 @@ def test_before_the_first_step_nothing_is_overwritten(whole: Path, tmp_path: Pat
     assert status == TERM, errors
     assert errors.splitlines()[-1] == "mm fit: stopped by SIGTERM: this run has saved nothing"
     assert not list(tmp_path.rglob("*.ckpt"))
-    assert mm_fit(write_config(whole), tmp_path, *SHORT, "--trainer.max_steps", "2")[0] == 0
+    status, errors = mm_fit(write_config(whole), tmp_path, *SHORT, "--trainer.max_steps", "2")
+    assert status == 0, errors
     last = tmp_path / "checkpoints/last.ckpt"
     before = last.read_bytes()
     config = write_config(whole, signal_at("on_train_start", 2))
@@ -84,7 +86,8 @@ def test_before_training_it_ends_at_once(whole: Path, tmp_path: Path) -> None:
 
 def test_all_ranks_stop_at_the_same_step(whole: Path, tmp_path: Path) -> None:
     """The signal comes to the second rank alone, whose process Lightning would kill the first one for, if it failed."""
-    assert mm_fit(write_config(whole), tmp_path / "whole", *TWO_RANKS)[0] == 0
+    status, errors = mm_fit(write_config(whole), tmp_path / "whole", *TWO_RANKS)
+    assert status == 0, errors
     root = tmp_path / "stopped"
     config = write_config(whole, signal_at("on_before_optimizer_step", 3, rank=1))
     status, errors = mm_fit(config, root, *TWO_RANKS)
