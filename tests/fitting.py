@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import lightning as L
 import torch
 import yaml
 from running import tokenizer_file
+
+from mm.cli import main
 
 CONFIG = Path(__file__).parents[1] / "configs" / "vision_language" / "tiny.yaml"
 ANOTHER_DEVICE = Path("/dev/shm")
@@ -40,21 +43,40 @@ class SignalAt(L.Callback):
             os.kill(0 if self.group else os.getpid(), self.number)
 
 
+class NotedSteps(L.Callback):
+    """Writes the samples of every step to ``steps-RANK.jsonl`` in a folder.
+
+    Args:
+        folder: where to.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Writes a line."""
+        with (self.folder / f"steps-{trainer.global_rank}.jsonl").open("a") as file:
+            file.write(json.dumps(batch["keys"]) + "\n")
+
+
 class Spoil(L.Callback):
     """Makes the loss of a step, and so its gradients, not a number.
 
     Args:
         step: which.
+        rank: where.
     """
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, step: int, rank: int = 0) -> None:
+        self.step, self.rank = step, rank
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Spoils the images."""
-        if trainer.global_step == self.step:
+        if trainer.global_step == self.step and trainer.global_rank == self.rank:
             batch["pixels"] = torch.full_like(batch["pixels"], torch.nan, dtype=torch.float32)
 
 
@@ -97,6 +119,11 @@ def mm_fit(config: Path, root: Path, *more: str, **options: Any) -> tuple[int, s
     streams: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     done = subprocess.run(run, env=environment(), start_new_session=True, timeout=300, **streams, **options)
     return done.returncode, done.stderr
+
+
+def mm_fit_here(config: Path, root: Path, *more: str) -> int:
+    """Runs ``mm fit`` in this process: exit status."""
+    return main(command(config, root, *more)[3:])
 
 
 def logged(root: Path, name: str = "train/loss", last: bool = False) -> dict[int, str]:

@@ -124,7 +124,8 @@ def _figures(made: Made, splits: Splits, tally: Tally) -> dict[str, Any]:
         "rejected": tally.rejected,
     }
     figures |= {name: count for name in _UNUSUAL if (count := made.counts[name])}
-    figures |= {"listed, not found": made.not_found} if made.not_found else {}
+    missed = {"listed, not found": made.not_found, "added, not found": made.added_not_found}
+    figures |= {name: count for name, count in (missed | {"rows rejected": made.rows_rejected}).items() if count}
     figures |= {"members left out": dict(made.members.most_common())} if made.members else {}
     return {name.replace(",", "").replace(" ", "_"): value for name, value in figures.items()}
 

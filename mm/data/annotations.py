@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from mm.data.images import sniff_format
 from mm.data.records import Records
-from mm.data.samples import finite_number, printable
+from mm.data.samples import load_json, printable
 from mm.data.tables import read_csv, read_json_lines, read_objects, read_parquet
 from mm.errors import DataError, UsageError
 
@@ -104,7 +103,7 @@ def read_json(path: Path, language: str) -> Records:
             return read_json_lines(path, language)
         raise _unknown(path, f"holds an object with {_names(first)}; give {LAYOUTS}")
     try:
-        document = first if isinstance(first, dict | list) else json.loads(path.read_bytes(), parse_float=finite_number)
+        document = first if isinstance(first, dict | list) else load_json(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: isn't valid JSON: {error}") from None
     if isinstance(document, list):
@@ -166,7 +165,7 @@ def _karpathy(images: list[dict[str, Any]], path: Path, language: str) -> Record
 def _parsed(line: bytes) -> Any:
     """The JSON value of a line; None where there isn't exactly one in it."""
     try:
-        return json.loads(line, parse_float=finite_number, parse_constant=finite_number)
+        return load_json(line)
     except (ValueError, RecursionError):
         return None
 

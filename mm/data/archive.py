@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import stat
@@ -96,6 +97,17 @@ class Archive:
         if hasattr(os, "posix_fadvise"):
             with contextlib.suppress(OSError):  # some file systems don't care
                 os.posix_fadvise(self._file, offset, size, os.POSIX_FADV_WILLNEED)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps out others who ask for this too, threads and processes; not on file systems that have no locks."""
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._file, fcntl.LOCK_UN)
 
     def check_unchanged(self) -> None:
         """Makes sure that the file is what was opened.

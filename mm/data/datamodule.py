@@ -97,6 +97,7 @@ class CaptionData(ShardData):
         return TrainingSet(
             shards,
             usable,
+            self._need("train"),
             self.transform,
             self.tokenizer,
             captions=self.captions,
@@ -105,8 +106,8 @@ class CaptionData(ShardData):
             seed=self.seed,
         )
 
-    def _evaluation_set(self, shards: IndexedShards, usable: np.ndarray) -> EvaluationSet:
-        return EvaluationSet(shards, usable, self.transform)
+    def _evaluation_set(self, shards: IndexedShards, usable: np.ndarray, split: str) -> EvaluationSet:
+        return EvaluationSet(shards, usable, self._need(split), self.transform)
 
     def _need(self, split: str) -> Need:
         return Need((tuple(self.captions),)) if split == "train" else self._evaluated

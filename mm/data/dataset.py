@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from mm.data.features import FeatureStore
 from mm.data.images import decode_image
+from mm.data.opening import Need
 from mm.data.order import Place
 from mm.data.reading import IndexedShards
 from mm.data.samples import Rejection, Sample
@@ -29,13 +30,19 @@ class PlacedSet(Dataset[dict[str, Any]]):
     Args:
         shards: where samples are read from.
         usable: (n,) sorted indices into ``shards`` of the samples to use.
+        need: what a sample must have.
         seed: what all choices depend on, with epoch and sample.
+        never_empty: whether a batch of which nothing can be read takes another sample, since all ranks need one.
     """
 
-    def __init__(self, shards: IndexedShards, usable: np.ndarray, seed: int) -> None:
+    def __init__(
+        self, shards: IndexedShards, usable: np.ndarray, need: Need, seed: int = 0, never_empty: bool = True
+    ) -> None:
         self.shards = shards
         self.usable = usable
+        self.need = need
         self.seed = seed
+        self.never_empty = never_empty
 
     def __len__(self) -> int:
         return len(self.usable)
@@ -52,12 +59,23 @@ class PlacedSet(Dataset[dict[str, Any]]):
         """Makes a batch of samples that are ready."""
         raise NotImplementedError
 
+    def read(self, index: int) -> Sample:
+        """Reads one sample of the shards.
+
+        Raises:
+            DataError: it can't be read, or lacks what it must have.
+        """
+        sample = self.shards[index]
+        if lack := self.need.lack(sample.captions):
+            raise DataError(f"{self.shards.name(index)}: {lack}", "missing caption")
+        return sample
+
     def __getitems__(self, places: Sequence[Place]) -> list[dict[str, Any] | Rejection]:
         """Makes the samples of a batch ready, read in the order of their shards; what can't be read is rejected."""
         made: list[dict[str, Any] | Rejection] = [{}] * len(places)
         for at in sorted(range(len(places)), key=lambda at: places[at].index):
             made[at] = self._attempt(places[at])
-        if all(isinstance(item, Rejection) for item in made):
+        if self.never_empty and all(isinstance(item, Rejection) for item in made):
             made.append(self._stand_in(places[0]))
         return made
 
@@ -65,14 +83,16 @@ class PlacedSet(Dataset[dict[str, Any]]):
         """Makes a batch of those samples that weren't rejected, as ``stack`` does.
 
         Returns:
-            Further ``index`` (B,), ``keys`` that name the samples, and ``rejected`` with the others' rejections.
+            Further ``index`` (B,), ``keys`` that name the samples, and ``rejected`` with the others' rejections, which
+            is all there is where every sample was rejected.
         """
         ready = [item for item in items if not isinstance(item, Rejection)]
-        return self.stack(ready) | {
-            "index": torch.tensor([item["index"] for item in ready]),
-            "keys": [self.shards.name(item["index"]) for item in ready],
-            "rejected": [item for item in items if isinstance(item, Rejection)],
-        }
+        batch: Batch = {"rejected": [item for item in items if isinstance(item, Rejection)]}
+        if ready:
+            batch["index"] = torch.tensor([item["index"] for item in ready])
+            batch["keys"] = [self.shards.name(item["index"]) for item in ready]
+            batch |= self.stack(ready)
+        return batch
 
     def _attempt(self, place: Place) -> dict[str, Any] | Rejection:
         try:
@@ -86,7 +106,7 @@ class PlacedSet(Dataset[dict[str, Any]]):
         others = (Place(place.epoch, int(self.usable[(at + step) % len(self)])) for step in range(1, len(self)))
         found = next((item for item in map(self._attempt, others) if not isinstance(item, Rejection)), None)
         if found is None:
-            raise DataError("data.train: not one of its samples can be read any more", "no samples")
+            raise DataError("data.train: none of its samples can be read any more", "no samples")
         return found
 
 
@@ -96,6 +116,7 @@ class TrainingSet(PlacedSet):
     Args:
         shards: where samples are read from.
         usable: (n,) sorted indices into ``shards`` of the samples that have captions.
+        need: what a sample must have.
         transform: makes an image's views.
         tokenizer: turns captions into tokens.
         captions: how many captions of each language a sample gives; fewer where an image has fewer.
@@ -109,6 +130,7 @@ class TrainingSet(PlacedSet):
         self,
         shards: IndexedShards,
         usable: np.ndarray,
+        need: Need,
         transform: ImageTransform,
         tokenizer: Tokenizer,
         *,
@@ -118,7 +140,7 @@ class TrainingSet(PlacedSet):
         seed: int,
         features: FeatureStore | None = None,
     ) -> None:
-        super().__init__(shards, usable, seed)
+        super().__init__(shards, usable, need, seed)
         self.transform = transform
         self.tokenizer = tokenizer
         self.captions = dict(captions)
@@ -132,7 +154,8 @@ class TrainingSet(PlacedSet):
         Raises:
             DataError: the sample or its image can't be read.
         """
-        return self._view(self.shards[int(self.usable[row])], int(self.usable[row]), view)
+        index = int(self.usable[row])
+        return self._view(self.read(index), index, view)
 
     def _view(self, sample: Sample, index: int, view: int) -> Tensor:
         return self.transform.view_of(sample.image, sample.source, view, (self.seed, index))
@@ -140,8 +163,8 @@ class TrainingSet(PlacedSet):
     def __getitem__(self, place: Place) -> dict[str, Any]:
         random = np.random.default_rng([self.seed, place.epoch, place.index])
         view = int(random.integers(self.views)) if self.views else 2 + int(random.integers(2**31))
-        sample = self.shards[place.index]
-        item: dict[str, Any] = {"index": place.index, "captions": []}
+        sample = self.read(place.index)
+        item: dict[str, Any] = {"captions": []}
         if self.features is not None:
             item["features"] = self.features[int(np.searchsorted(self.usable, place.index)), view]
         else:
@@ -185,34 +208,28 @@ class TrainingSet(PlacedSet):
         return batch
 
 
-class EvaluationSet(Dataset[dict[str, Any]]):
-    """Samples in the order of their shards, with all their captions as text.
+class EvaluationSet(PlacedSet):
+    """Samples with all their captions as text.
 
     Args:
         shards: where samples are read from.
         usable: (n,) sorted indices into ``shards`` of the samples to give.
+        need: what a sample must have.
         transform: scales an image.
     """
 
-    def __init__(self, shards: IndexedShards, usable: np.ndarray, transform: ImageTransform) -> None:
-        self.shards = shards
-        self.usable = usable
+    def __init__(self, shards: IndexedShards, usable: np.ndarray, need: Need, transform: ImageTransform) -> None:
+        super().__init__(shards, usable, need, never_empty=False)
         self.transform = transform
 
-    def __len__(self) -> int:
-        return len(self.usable)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        sample: Sample = self.shards[int(self.usable[index])]
+    def __getitem__(self, place: Place) -> dict[str, Any]:
+        sample = self.read(place.index)
         pixels = self.transform(decode_image(sample.image, sample.source))
-        return {"index": index, "key": sample.key, "pixels": pixels, "captions": sample.captions}
+        return {"pixels": pixels, "captions": sample.captions}
 
-    @staticmethod
-    def collate(items: Sequence[dict[str, Any]]) -> Batch:
-        """Stacks samples: ``pixels`` (B, 3, H, W) uint8, ``index`` (B,), ``keys`` and ``captions`` as lists."""
+    def stack(self, items: Sequence[dict[str, Any]]) -> Batch:
+        """Stacks samples: ``pixels`` (B, 3, H, W) uint8, and ``captions`` as a list."""
         return {
-            "index": torch.tensor([item["index"] for item in items]),
             "pixels": torch.stack([item["pixels"] for item in items]),
-            "keys": [item["key"] for item in items],
             "captions": [item["captions"] for item in items],
         }

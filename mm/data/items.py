@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +17,7 @@ from mm.data.reading import read_shard
 from mm.data.records import Record, Records
 from mm.data.samples import Rejection, Sample, printable
 from mm.data.sources import Source, is_image, is_shard, read_image_file, resolve_sources
-from mm.data.tar import IMAGE_SUFFIXES, groups
+from mm.data.tar import IMAGE_SUFFIXES, Group, groups
 from mm.errors import DataError, OptionError, ShardError, UsageError
 
 _READ_SUFFIXES = IMAGE_SUFFIXES | {"txt", "json"}
@@ -59,6 +60,9 @@ class Items(Protocol):
 
     def __iter__(self) -> Iterator[Item]:
         """Lists them."""
+
+    def keys(self) -> Iterator[str]:
+        """Lists their keys in some order, without reading images."""
 
     def members_left_out(self) -> Counter[str]:
         """How many members of shards are neither image nor captions, by suffix."""
@@ -132,17 +136,24 @@ class FileItems:
             else:
                 yield Item(source.key, _image_reader(source))
 
+    def keys(self) -> Iterator[str]:
+        """Lists the keys of images and then those in shards, of which only headers are read."""
+        yield from (source.key for source in self._sources if source.problem is None and not source.is_shard)
+        yield from (group.key for group in self._groups())
+
     def members_left_out(self) -> Counter[str]:
         """How many members of shards are neither image nor captions, by suffix."""
         counts: Counter[str] = Counter()
+        for group in self._groups():
+            counts.update(f".{suffix}" for suffix in group.members if suffix not in _READ_SUFFIXES)
+        return counts
+
+    def _groups(self) -> Iterator[Group]:
+        """The members of shards that make up a sample, up to where a shard is damaged."""
         for source in self._sources:
             if source.problem is None and source.is_shard:
-                try:
-                    for group in groups(source.path):
-                        counts.update(f".{suffix}" for suffix in group.members if suffix not in _READ_SUFFIXES)
-                except ShardError:  # its samples are rejected
-                    continue
-        return counts
+                with suppress(ShardError):  # samples after the damage are rejected when they are read
+                    yield from groups(source.path)
 
 
 class RecordItems:
@@ -180,6 +191,10 @@ class RecordItems:
     def __iter__(self) -> Iterator[Item]:
         return map(self._item, self._records)
 
+    def keys(self) -> Iterator[str]:
+        """Lists the keys of the images that the file names."""
+        return map(_key, self._records)
+
     def members_left_out(self) -> Counter[str]:
         """Nothing: there are no shards."""
         return Counter()
@@ -189,7 +204,7 @@ class RecordItems:
             rejection = Rejection.of(record.problem, str(self._path), printable(record.image))
             return Item(rejection.key, lambda: rejection)
         path = self._folder / record.image
-        key = printable(os.path.splitext(record.image)[0])  # noqa: PTH122 (any text)
+        key = _key(record)
         told = Sample(key, printable(str(path)), b"", record.captions, record.metadata)
         return Item(key, lambda: self._load(path, told), told)
 
@@ -210,6 +225,10 @@ def file_state(path: Path) -> str:
     except OSError:
         return "unreadable"
     return f"{status.st_size} bytes of {status.st_mtime_ns}"
+
+
+def _key(record: Record) -> str:
+    return printable(os.path.splitext(record.image)[0])  # noqa: PTH122 (any text)
 
 
 def _image_reader(source: Source) -> Callable[[], Sample | Rejection]:

@@ -19,7 +19,7 @@ JOURNAL_NAME = ".making.jsonl"
 
 
 @dataclass
-class Record:
+class FinishedShard:
     """A finished shard, and what became of everything that its split got since the shard before it.
 
     Args:
@@ -51,7 +51,7 @@ class Record:
         return ManifestEntry(self.url, folder / self.url, self.nsamples, self.bytes, self.sha256)
 
     @classmethod
-    def of(cls, document: dict[str, Any]) -> Record:
+    def of(cls, document: dict[str, Any]) -> FinishedShard:
         """Reads a record.
 
         Raises:
@@ -94,7 +94,7 @@ class Journal:
             os.close(self._folder)
             raise
 
-    def add(self, record: Record) -> None:
+    def add(self, record: FinishedShard) -> None:
         """Adds a record; it is on disk when this returns.
 
         Raises:
@@ -114,16 +114,16 @@ class Journal:
         self._file.close()
         os.close(self._folder)
 
-    def _read(self) -> tuple[dict[str, Any], list[Record]]:
+    def _read(self) -> tuple[dict[str, Any], list[FinishedShard]]:
         """The task and the records up to the first line that wasn't written to its end."""
         lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
         documents: list[dict[str, Any]] = []
-        records: list[Record] = []
+        records: list[FinishedShard] = []
         try:
             documents = [json.loads(line) for line in lines[:1]]
             for line in lines[1:]:
                 if line.endswith(b"\n"):
-                    records.append(Record.of(json.loads(line)))
+                    records.append(FinishedShard.of(json.loads(line)))
         except (ValueError, TypeError, KeyError):
             pass
         return (documents[0] if documents else {}), records
@@ -154,7 +154,7 @@ def _line(document: dict[str, Any]) -> bytes:
     return json.dumps(document).encode() + b"\n"
 
 
-def _usable(records: Iterable[Record], out: Path) -> list[Record]:
+def _usable(records: Iterable[FinishedShard], out: Path) -> list[FinishedShard]:
     """The records of each split up to the first whose shard isn't there as it was written."""
     ended: set[str] = set()
     usable = []

@@ -74,7 +74,7 @@ class Layout:
                 members = frozenset(group.members)
                 self._add(group, kinds.setdefault(members, members))
         except ShardError as error:
-            self.damage = error
+            self.damage = ShardError(str(error), error.reason, error.offset)  # with no traceback, which holds the file
         del self._places, self._members
 
     def __len__(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mm.data.samples import Rejection, finite_number
+from mm.data.samples import Rejection, load_json
 from mm.errors import DataError, UsageError
 
 STANDARD_INPUT = "-"
@@ -100,7 +99,7 @@ def _plain(text: str, place: str, number: int) -> TextLine:
 
 def _object(line: str, field: str) -> TextLine:
     try:
-        row = json.loads(line, parse_float=finite_number, parse_constant=finite_number)
+        row = load_json(line)
     except (ValueError, RecursionError) as error:
         raise DataError(f"isn't valid JSON: {error}", "not JSON") from None
     if not isinstance(row, dict):

@@ -94,13 +94,19 @@ class OrderedBatches(Sampler[list[Place]]):
         epoch, start = divmod(position, self.order.total)
         if start == 0:
             return len(self)
-        gone = 0
+        return max(0, self._batches_in(self._usable - self._used(epoch, start)))
+
+    def _used(self, epoch: int, start: int) -> int:
+        """How many of the first samples of an epoch can be used."""
+        if not len(self.unusable):
+            return start
+        used = 0
         for _, indices in self.order.epoch(epoch):
-            gone += int(self._fit(indices[:start]).sum())
+            used += int(self._fit(indices[:start]).sum())
             start -= min(start, len(indices))
             if not start:
                 break
-        return max(0, self._batches_in(self._usable - gone))
+        return used
 
     def go_on(self, position: int, count: int | None) -> None:
         """Settles where the next iteration begins, and how many batches it gives; None for those of an epoch."""
@@ -138,7 +144,10 @@ class OrderedBatches(Sampler[list[Place]]):
             position += len(indices)
 
     def _fit(self, indices: np.ndarray) -> np.ndarray:
-        return ~np.isin(indices, self.unusable)
+        if not len(self.unusable):
+            return np.ones(len(indices), bool)
+        at = np.minimum(np.searchsorted(self.unusable, indices), len(self.unusable) - 1)
+        return self.unusable[at] != indices
 
 
 class Loader(DataLoader):
@@ -160,7 +169,8 @@ class Loader(DataLoader):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         for batch in self._start():
             self._rejected(batch.pop("rejected", []))
-            yield batch
+            if batch:
+                yield batch
 
     def _start(self) -> Iterator[Any]:
         if threading.current_thread() is not threading.main_thread():

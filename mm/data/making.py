@@ -50,12 +50,16 @@ class Made:
         counts: how often what happened, by the names of ``mm.data.packing``.
         members: members of shards that aren't carried over, by suffix.
         not_found: how many listed images no source has; None without a list.
+        added_not_found: how many images that other files have captions for no source has.
+        rows_rejected: how much in these files and the list can't be used; it is among the rejections.
     """
 
     manifests: dict[str, Manifest] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     members: Counter[str] = field(default_factory=Counter)
     not_found: int | None = None
+    added_not_found: int = 0
+    rows_rejected: int = 0
 
     @property
     def left_out(self) -> dict[str, int]:
@@ -100,22 +104,38 @@ def make_shards(
     """
     gathered = gather(sources, out, reading.images, reading.language)
     listed = None if reading.listed is None else ImageList(reading.listed)
-    prepare = Preparation(selection, rework, AddedCaptions(reading.add))
+    added = AddedCaptions(reading.add)
+    prepare = Preparation(selection, rework, added)
     workers = workers or usable_cpus()
 
     def work(given: tuple[int, Item]) -> tuple[int, Item, Outcome]:
         return *given, prepare(given[1])
 
-    made = Made()
     with Packer(out, packing, _task(gathered, reading, selection, rework, packing), tally) as packer:
+        made = _matched(gathered, listed, added, tally)
         made.counts = packer.counts
         items = packer.remaining(_chosen(gathered, listed, progress))
         for position, item, outcome in map_ahead(work, items, workers=workers, ahead=_AHEAD * workers):
             packer.take(position, item, outcome)
         made.manifests = packer.finish()
     made.members = sum((one.members_left_out() for one in gathered), Counter())
-    made.not_found = None if listed is None else listed.missing
     return made
+
+
+def _matched(gathered: Sequence[Items], listed: ImageList | None, added: AddedCaptions, tally: Tally) -> Made:
+    """Finds out which images of the sources other files mean; rejects and counts what can't be used of the files."""
+    files = [*added.files, *([] if listed is None else [listed])]
+    if files:
+        for key in itertools.chain.from_iterable(items.keys() for items in gathered):
+            for file in files:
+                file.names.see(key)
+    rejections = [rejection for file in files for rejection in file.rejections]
+    tally.rejections += rejections
+    return Made(
+        not_found=None if listed is None else listed.names.missing,
+        added_not_found=sum(file.names.missing for file in added.files),
+        rows_rejected=len(rejections),
+    )
 
 
 def _chosen(gathered: Sequence[Items], listed: ImageList | None, progress: Progress | None) -> Iterator[Item]:

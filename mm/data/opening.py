@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
@@ -73,11 +73,10 @@ class Need:
 
     groups: tuple[tuple[str, ...], ...] = ()
 
-    def lack(self, languages: str) -> str | None:
-        """Says what is missing from a sample with captions in some languages, parted by spaces; None for nothing."""
-        known = languages.split()
+    def lack(self, languages: Collection[str]) -> str | None:
+        """Says what is missing from a sample with captions in some languages; None for nothing."""
         for group in self.groups:
-            if not any(language in known for language in group):
+            if not any(language in languages for language in group):
                 return f"no caption in {' or '.join(group)}"
         return None
 
@@ -100,9 +99,9 @@ def unusable_samples(
     start = 0
     for shard, inspection in zip(shards.manifest.shards, inspections, strict=True):
         if inspection is not None:
-            unusable += [start + place for place in inspection.unusable]
+            known = {place for place in inspection.unusable if place < shard.nsamples}  # others aren't in the manifest
+            unusable += [start + place for place in known]
             tally.rejections += inspection.problems
-            known = set(inspection.unusable)
             for place, lack in _lacking(inspection, need):
                 if place < shard.nsamples and place not in known:
                     unusable.append(start + place)
@@ -115,7 +114,7 @@ def unusable_samples(
 
 
 def _lacking(inspection: Inspection, need: Need) -> Iterator[tuple[int, str]]:
-    lacks = {languages: need.lack(languages) for languages in set(inspection.languages)}
+    lacks = {languages: need.lack(languages.split()) for languages in set(inspection.languages)}
     if any(lacks.values()):
         for place, languages in enumerate(inspection.languages):
             if lack := lacks[languages]:

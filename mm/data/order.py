@@ -11,6 +11,7 @@ samples within windows of them. Blocks of one sample are a full shuffle.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import NamedTuple
@@ -104,7 +105,7 @@ class SampleOrder:
         block: how many neighbouring samples of a shard stay close together; 1 for a full shuffle.
 
     Raises:
-        OptionError: a weight that isn't above 0, or weights that leave nothing of any source.
+        OptionError: a weight that isn't above 0, or that leaves nothing of its source.
         ValueError: there are no samples.
     """
 
@@ -120,6 +121,7 @@ class SampleOrder:
             raise ValueError("there are no samples to put in order")
         firsts = np.cumsum([0, *totals]).tolist()
         self.seed = seed
+        self._sizes, self._block = [list(sizes) for sizes in sources], block
         self.sources = [
             Source(sizes, first, (seed, number, 1), block)
             for number, (sizes, first) in enumerate(zip(sources, firsts, strict=False))
@@ -129,13 +131,19 @@ class SampleOrder:
                 raise OptionError(f"data.train has weight {weight:g} for a source; weights must be above 0")
         shares = weights or [1.0] * len(totals)
         self.counts = [round(total * share) for total, share in zip(totals, shares, strict=True)]
-        if not any(self.counts):
-            raise OptionError("data.train: its weights leave no sample in an epoch; raise them")
+        for weight, total, count in zip(shares, totals, self.counts, strict=True):
+            if not count:
+                raise OptionError(f"data.train: weight {weight:g} leaves none of a source's {total} samples; raise it")
 
     @cached_property
     def total(self) -> int:
         """The number of samples in an epoch."""
         return sum(self.counts)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells this order from others."""
+        return hashlib.sha256(f"{self._sizes} {self.counts} {self.seed} {self._block}".encode()).hexdigest()[:16]
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Stretch]:
         """Gives the places of an epoch from one on, in stretches.

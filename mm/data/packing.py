@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mm.data.items import Item, LeftOut
-from mm.data.journal import Journal, Record, is_begun
+from mm.data.journal import Journal, FinishedShard, is_begun
 from mm.data.keys import UniqueKeys, clean_key
 from mm.data.manifest import Manifest, ManifestEntry
 from mm.data.reworking import Prepared
@@ -192,7 +192,7 @@ class _Split:
         self._begin()
         writer.on_finish = self._record
 
-    def restore(self, record: Record) -> None:
+    def restore(self, record: FinishedShard) -> None:
         """Takes up a shard that an earlier run finished."""
         self.writer.finished.append(record.entry(self.writer.out))
         self.done = self._position = record.position
@@ -211,7 +211,7 @@ class _Split:
     def _record(self, entry: ManifestEntry) -> None:
         assert entry.bytes is not None and entry.sha256 is not None
         self._journal.add(
-            Record(
+            FinishedShard(
                 self.name,
                 entry.url,
                 entry.nsamples,

@@ -57,7 +57,8 @@ def map_in_processes(
 def _without_main_module() -> Iterator[None]:
     """Keeps processes that are spawned from running the user's script again, which they have no need of."""
     main = sys.modules["__main__"]
-    hidden: dict[str, Any] = {name: main.__dict__.pop(name) for name in ("__file__", "__spec__") if name in main.__dict__}
+    names = ("__file__", "__spec__")
+    hidden: dict[str, Any] = {name: main.__dict__.pop(name) for name in names if name in main.__dict__}
     main.__spec__ = None
     try:
         yield

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch.distributed as dist
 
-from mm.errors import DataError, MMError
+from mm.errors import DataError
 
 
 @contextmanager
@@ -25,10 +25,10 @@ def same_on_all_ranks(what: str) -> Iterator[Callable[[str], None]]:
         DataError: another rank failed, or the ranks found different things.
     """
     found: list[str] = []
-    failure: MMError | None = None
+    failure: Exception | None = None
     try:
         yield found.append
-    except MMError as error:
+    except Exception as error:  # whatever it is, the others mustn't wait for this rank
         failure = error
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         mine = (None if failure is None else str(failure), hashlib.sha256("\n".join(found).encode()).hexdigest())

@@ -5,13 +5,14 @@ from __future__ import annotations
 import bisect
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mm.data.archive import MISSING, Archive, HashingReader, changed
+from mm.data.archive import Archive, HashingReader, changed
 from mm.data.layout import DIGEST_BYTES, Layout, digest_contents, disagreement, make_sample, read_parts
 from mm.data.manifest import Manifest, ManifestEntry
+from mm.data.opened import Fetch, OpenShards, fault
 from mm.data.samples import Rejection, Sample
 from mm.errors import DataError, ShardError
 
@@ -19,12 +20,7 @@ if TYPE_CHECKING:
     from mm.data.inspection import Inspection
 
 DIFFERS = "content differs from when it was verified"
-OPEN_SHARDS = 64
 READ_AHEAD = 4096  # blocks that the system isn't told of again
-REFETCHES = 3  # how often a remote shard may vanish before it is open
-
-Fetch = Callable[[ManifestEntry], Path]
-Opened = tuple[Archive, Layout]
 
 
 def read_shard(
@@ -78,8 +74,7 @@ class IndexedShards:
 
     The length is always the manifest's total, so that the order of samples depends on the manifest alone; samples
     that a damaged shard lacks raise when asked for. A shard's headers are read when the first of its samples is, and
-    the file then stays open until many others were used since. Instances can be pickled, forked and shared between
-    threads.
+    it then stays open until many others were used since. Instances can be pickled, forked and shared between threads.
 
     Args:
         manifest: the shards.
@@ -88,6 +83,8 @@ class IndexedShards:
             is damaged or isn't as the manifest says. Samples are held against the digests that inspections have.
         fetch: makes a remote shard local, and says where it lies.
         block: how many neighbouring samples will be asked for soon where one of them is: they are read together.
+        verify: whether remote shards without an inspection are compared with their SHA-256 when they are first opened,
+            and their samples with the digests found then. A copy that differs is fetched again, once.
     """
 
     def __init__(
@@ -98,24 +95,20 @@ class IndexedShards:
         inspections: Sequence[Inspection | None] | None = None,
         fetch: Fetch | None = None,
         block: int = 1,
+        verify: bool = False,
     ) -> None:
         self.manifest = manifest
         self._images = images
-        self._inspections = inspections
-        self._fetch = fetch
+        self._opened = OpenShards(manifest.shards, inspections, fetch, verify)
         self._block = block
         self._starts = [0, *itertools.accumulate(shard.nsamples for shard in manifest.shards)]
         self._prepare()
 
     def _prepare(self) -> None:
-        opened = functools.partial(_open_shard, self.manifest.shards, self._inspections, self._fetch)
-        self._opened = functools.lru_cache(OPEN_SHARDS)(opened)
         self._read_ahead = functools.lru_cache(READ_AHEAD)(functools.partial(_read_ahead, self._opened, self._block))
-        self._failed: dict[int, ShardError] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        caches = ("_opened", "_read_ahead", "_failed")
-        return {name: value for name, value in self.__dict__.items() if name not in caches}
+        return {name: value for name, value in self.__dict__.items() if name != "_read_ahead"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -132,16 +125,14 @@ class IndexedShards:
             DataError: the sample has no image, its captions can't be read, or its content differs.
         """
         number, place = self._find(index)
-        archive, layout = self._open(number)
+        archive, layout, digests = self._opened[number]
         archive.check_unchanged()
         self._read_ahead(number, place // self._block)
         if place >= len(layout):
-            raise _fault(archive, layout, self.manifest.shards[number]) or changed(layout.name)
+            raise fault(archive, layout, self.manifest.shards[number]) or changed(layout.name)
         located = layout[place]
         if located.problem is not None:
             raise located.problem
-        found = self._inspections[number] if self._inspections is not None else None
-        digests = found.digests if found is not None else None
         contents = read_parts(archive, located, self._images or digests is not None)
         if digests is not None:
             known = digests[DIGEST_BYTES * place : DIGEST_BYTES * (place + 1)]
@@ -155,7 +146,7 @@ class IndexedShards:
         """The key of a sample; ``""`` where its shard can't be read."""
         number, place = self._find(index)
         try:
-            layout = self._open(number)[1]
+            layout = self._opened[number].layout
         except ShardError:
             return ""
         return layout.key(place) if place < len(layout) else ""
@@ -167,16 +158,6 @@ class IndexedShards:
         shard = self.manifest.shards[number].name
         return f"{shard}/{key}" if key else f"{shard}, sample {place}"
 
-    def _open(self, number: int) -> Opened:
-        """Opens a shard and reads its headers, unless it is open; one that failed isn't tried again."""
-        if number in self._failed:
-            raise self._failed[number]
-        try:
-            return self._opened(number)
-        except ShardError as error:
-            self._failed[number] = error
-            raise
-
     def _find(self, index: int) -> tuple[int, int]:
         """The shard that holds a sample, and the sample's place in it."""
         if not -len(self) <= index < len(self):
@@ -186,48 +167,10 @@ class IndexedShards:
         return number, index - self._starts[number]
 
 
-def _open_shard(
-    entries: Sequence[ManifestEntry], inspections: Sequence[Inspection | None] | None, fetch: Fetch | None, number: int
-) -> Opened:
-    """Opens a shard and reads its headers."""
-    entry = entries[number]
-    archive = (
-        _fetched(entry, fetch) if fetch is not None and entry.remote is not None else Archive(entry.path, entry.name)
-    )
-    layout = Layout(archive)
-    found = inspections[number] if inspections is not None else None
-    if found is not None:
-        as_found = (archive.size, len(layout)) == (found.entry.bytes, found.entry.nsamples)
-        problem = None if as_found else changed(entry.name)
-    else:
-        problem = _fault(archive, layout, entry)
-    if problem is not None:
-        raise problem
-    return archive, layout
-
-
-def _fetched(entry: ManifestEntry, fetch: Fetch) -> Archive:
-    """Opens a remote shard; again, where another process makes room between the fetch and that."""
-    for _ in range(REFETCHES):
-        try:
-            return Archive(fetch(entry), entry.name)
-        except ShardError as error:
-            if error.reason != MISSING:
-                raise
-    return Archive(fetch(entry), entry.name)
-
-
-def _read_ahead(opened: Callable[[int], Opened], size: int, number: int, block: int) -> None:
+def _read_ahead(opened: OpenShards, size: int, number: int, block: int) -> None:
     """Lets the system read a block of a shard's samples at once."""
-    archive, layout = opened(number)
+    archive, layout, _ = opened[number]
     start, end = block * size, min((block + 1) * size, len(layout))
     if end - start > 1:
         first = layout[start].offset
         archive.read_ahead(first, (layout[end].offset if end < len(layout) else archive.size) - first)
-
-
-def _fault(archive: Archive, layout: Layout, entry: ManifestEntry) -> ShardError | None:
-    """What is wrong with a shard as a whole, if anything."""
-    if layout.damage is not None:
-        return ShardError(str(layout.damage), layout.damage.reason, layout.damage.offset)
-    return disagreement(layout.name, ManifestEntry(entry.url, entry.path, len(layout), archive.size), entry)

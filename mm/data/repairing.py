@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from mm.data.checking import CheckedShard, ShardReport
 from mm.data.manifest import Manifest
 from mm.data.reading import read_shard
-from mm.data.samples import Rejection, Sample, Tally
+from mm.data.samples import Rejection, Sample, Tally, rejection_line
 from mm.data.writing import write_shards
 from mm.errors import DataError, OutputError, ShardError
 from mm.files import write_whole
@@ -67,9 +66,8 @@ def repair_shards(report: ShardReport, out: str | Path, progress: Callable[[int]
         if error.reason != NO_SAMPLES:
             raise
     rejects = out / REJECTS_NAME
-    lines = (json.dumps(asdict(rejection), ensure_ascii=False) + "\n" for rejection in tally.rejections)
     try:
-        write_whole(rejects, "".join(lines).encode("utf-8", "backslashreplace"))
+        write_whole(rejects, "".join(map(rejection_line, tally.rejections)).encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise OutputError(f"{rejects}: can't be written ({error.strerror})") from error
     return Repair(manifest, tally, rejects)

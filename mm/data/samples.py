@@ -7,7 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 from mm.errors import DataError
@@ -74,6 +74,11 @@ class Rejection:
     def of(cls, error: DataError, source: str, key: str = "", samples: int = 1) -> Rejection:
         """The rejection that an error stands for."""
         return cls(source, key, error.reason, str(error), samples, error.offset)
+
+
+def rejection_line(rejection: Rejection) -> str:
+    """A rejection as a line of JSON, with its end; a file takes it with ``backslashreplace``, whatever its texts."""
+    return json.dumps(asdict(rejection), ensure_ascii=False) + "\n"
 
 
 @dataclass
@@ -196,7 +201,7 @@ def caption_document(sample: Sample) -> bytes:
         if language != "en":
             document[name] = texts
     try:
-        return json.dumps(document, ensure_ascii=False).encode("utf-8")
+        return json.dumps(document, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except UnicodeEncodeError:
         raise DataError(f"{sample.source}: a caption isn't valid Unicode", "caption is not UTF-8") from None
     except (TypeError, ValueError, RecursionError) as error:
@@ -212,15 +217,24 @@ def _decode(data: bytes, name: str) -> str:
         ) from None
 
 
-def finite_number(text: str) -> float | None:
-    """Reads a number; what JSON can't hold again, such as the NaN that Python writes, is null."""
+def load_json(content: bytes | str) -> Any:
+    """Reads JSON; numbers that it can't hold again, such as the NaN that Python writes, are null.
+
+    Raises:
+        ValueError: it isn't JSON, or not in an encoding that JSON has.
+        RecursionError: it is nested too deeply.
+    """
+    return json.loads(content, parse_float=_finite_number, parse_constant=_finite_number)
+
+
+def _finite_number(text: str) -> float | None:
     value = float(text)
     return value if math.isfinite(value) else None
 
 
 def _json_object(data: bytes, name: str) -> dict[str, Any]:
     try:
-        document = json.loads(_decode(data, f"{name}.json"), parse_float=finite_number, parse_constant=finite_number)
+        document = load_json(_decode(data, f"{name}.json"))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{name}.json: isn't valid JSON: {error}", "caption file is not JSON") from None
     if not isinstance(document, dict):

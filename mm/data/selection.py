@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 from mm.data.annotations import read_records
 from mm.data.items import LeftOut
 from mm.data.keys import clean_key
 from mm.data.records import Record
-from mm.data.samples import Sample
+from mm.data.samples import Rejection, Sample, printable
 from mm.errors import OptionError, UsageError
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,6 +50,58 @@ class Selection:
         return None
 
 
+class Names:
+    """Names that a file has for images of the sources.
+
+    A name means the image whose key it is; where there is none, the only image with it as the last part of its key.
+    That is known once ``see`` was told the keys of all images.
+
+    Args:
+        names: the names, as keys.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._keys: dict[str, list[str]] = {name: [] for name in names}  # up to two that each may mean
+
+    def see(self, key: str) -> None:
+        """Takes notice of an image that a source has."""
+        key = clean_key(key)
+        last = key.rpartition("/")[2]
+        if key in self._keys:
+            self._keys[key] = [key]
+        keys = self._keys.get(last)
+        if keys is not None and last not in keys and key not in keys and len(keys) < 2:
+            keys.append(key)
+
+    def of(self, key: str) -> list[str]:
+        """The names that mean an image: its key, the last part of it, or both."""
+        key = clean_key(key)
+        return [name for name in dict.fromkeys((key, key.rpartition("/")[2])) if self._keys.get(name) == [key]]
+
+    @property
+    def missing(self) -> int:
+        """How many names mean no image."""
+        return sum(not keys for keys in self._keys.values())
+
+    def ambiguous(self, path: Path) -> list[Rejection]:
+        """Names that may mean several images; no sample is lost by them.
+
+        Args:
+            path: the file that has them.
+        """
+        return [
+            Rejection(
+                str(path),
+                name,
+                "ambiguous image name",
+                f"{path}: {name!r} may be {keys[0]} or {keys[1]}; name the image with its folder",
+                samples=0,
+            )
+            for name, keys in self._keys.items()
+            if len(keys) > 1
+        ]
+
+
 class ImageList:
     """Images to choose, named in a file with one name a line.
 
@@ -68,20 +117,51 @@ class ImageList:
             lines = path.read_bytes().decode("utf-8-sig", "surrogateescape").split("\n")
         except OSError as error:
             raise UsageError(f"{path}: can't be read: {error.strerror}") from error
-        self._names = {_stem(line.strip()): False for line in lines if line.strip()}
-        if not self._names:
+        names = [_stem(line.strip()) for line in lines if line.strip()]
+        if not names:
             raise UsageError(f"{path}: names no images; give one name a line")
+        self.names = Names(names)
+        self._path = path
 
     def __contains__(self, key: str) -> bool:
-        name = _find(self._names, key)
-        if name is not None:
-            self._names[name] = True
-        return name is not None
+        return bool(self.names.of(key))
 
     @property
-    def missing(self) -> int:
-        """How many names no image was asked for by."""
-        return sum(not found for found in self._names.values())
+    def rejections(self) -> list[Rejection]:
+        """The names that may mean several images, and so choose none."""
+        return self.names.ambiguous(self._path)
+
+
+class CaptionFile:
+    """A file with captions for images of other sources.
+
+    Args:
+        path: the file.
+        language: of captions that don't say theirs.
+
+    Raises:
+        UsageError: it can't be read.
+    """
+
+    def __init__(self, path: Path, language: str) -> None:
+        self._path = path
+        self._records: dict[str, list[Record]] = {}
+        self._problems: list[Rejection] = []
+        for record in read_records(path, language):
+            if record.problem is not None:
+                self._problems.append(Rejection.of(record.problem, str(path), printable(record.image), samples=0))
+            elif record.captions:
+                self._records.setdefault(_stem(record.image), []).append(record)
+        self.names = Names(self._records)
+
+    def records(self, key: str) -> list[Record]:
+        """What the file says about an image."""
+        return [record for name in self.names.of(key) for record in self._records[name]]
+
+    @property
+    def rejections(self) -> list[Rejection]:
+        """What in the file can't be used, and names that may mean several images; no sample is lost by either."""
+        return self._problems + self.names.ambiguous(self._path)
 
 
 class AddedCaptions:
@@ -97,27 +177,21 @@ class AddedCaptions:
     """
 
     def __init__(self, additions: Iterable[str] = ()) -> None:
-        self._files: list[dict[str, list[Record]]] = []
+        self.files: list[CaptionFile] = []
         for addition in additions:
             language, equals, path = addition.partition("=")
             if not language or not equals or not path:
                 raise OptionError(f"--add {addition!r} must look like zh=captions.txt")
-            named: dict[str, list[Record]] = {}
-            for record in read_records(Path(path), language):
-                if record.problem is None:
-                    named.setdefault(_stem(record.image), []).append(record)
-            self._files.append(named)
+            self.files.append(CaptionFile(Path(path), language))
 
     def add(self, sample: Sample) -> tuple[Sample, int]:
         """The sample with what the files add to it, and how many captions that is."""
         captions = {language: list(texts) for language, texts in sample.captions.items()}
         count = 0
-        for named in self._files:
-            name = _find(named, sample.key)
-            for record in named[name] if name is not None else ():
-                for language, texts in record.captions.items():
-                    captions.setdefault(language, []).extend(texts)
-                    count += len(texts)
+        for record in (record for file in self.files for record in file.records(sample.key)):
+            for language, texts in record.captions.items():
+                captions.setdefault(language, []).extend(texts)
+                count += len(texts)
         return (replace(sample, captions=captions), count) if count else (sample, 0)
 
 
@@ -126,9 +200,3 @@ def _stem(image: str) -> str:
     name = image.replace("\\", "/")
     folder, slash, last = name.rpartition("/")
     return clean_key(f"{folder}{slash}{last.rpartition('.')[0] or last}")
-
-
-def _find(names: Mapping[str, T], key: str) -> str | None:
-    """The name that means a sample: its whole key, or the last part of it."""
-    key = clean_key(key)
-    return next((name for name in (key, key.rpartition("/")[2]) if name in names), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from mm.data.ledger import Ledger
 from mm.data.loading import Loader, OrderedBatches, ResumableLoader
 from mm.data.manifest import Manifest
 from mm.data.opening import Need, find_manifest, unusable_samples, weighted
-from mm.data.order import BLOCK, SampleOrder
+from mm.data.order import BLOCK, Place, SampleOrder
 from mm.data.ranks import same_on_all_ranks
 from mm.data.reading import IndexedShards
 from mm.data.samples import Tally
@@ -90,7 +91,7 @@ class ShardData(L.LightningDataModule):
         remainder: Literal["drop", "pad"] = "drop",
         block: int = BLOCK,
         max_reject_rate: float | None = None,
-        verify: bool = False,
+        verify: bool = True,
         cache: str | None = None,
         cache_gigabytes: float = 50.0,
     ) -> None:
@@ -142,14 +143,14 @@ class ShardData(L.LightningDataModule):
             if split not in self._evaluation and (stage != "fit" or self.sources[split] is not None):
                 shards, unusable = self._open(split)
                 usable = np.setdiff1d(np.arange(len(shards)), unusable)
-                self._evaluation[split] = self._evaluation_set(shards, usable)
+                self._evaluation[split] = self._evaluation_set(shards, usable, split)
 
     def _training_set(self, shards: IndexedShards, usable: np.ndarray) -> Any:
         """Makes the ``PlacedSet`` of the usable samples."""
         raise NotImplementedError
 
-    def _evaluation_set(self, shards: IndexedShards, usable: np.ndarray) -> Any:
-        """Makes the data set that maps a number to an item, and collates items."""
+    def _evaluation_set(self, shards: IndexedShards, usable: np.ndarray, split: str) -> Any:
+        """Makes the ``PlacedSet`` of the usable samples of a split for validation or test."""
         raise NotImplementedError
 
     def _need(self, split: str) -> Need:
@@ -161,7 +162,8 @@ class ShardData(L.LightningDataModule):
         named = self.sources[split]
         if named is None:
             raise UsageError(f"data.{split} isn't set; give the folder, shard or pattern of shards to use")
-        ledger = self.ledgers[split] = Ledger(split, self.max_reject_rate, self._report(split))
+        ranks = self.trainer.world_size if self.trainer else 1
+        ledger = self.ledgers[split] = Ledger(split, self.max_reject_rate, self._report(split), ranks)
         with same_on_all_ranks(f"data.{split}") as share:
             manifests = [find_manifest(source, self.cache) for source in (named if weighted(named) else [named])]
             manifest = Manifest([shard for part in manifests for shard in part.shards])
@@ -176,7 +178,7 @@ class ShardData(L.LightningDataModule):
             tally = Tally()
             unusable = unusable_samples(shards, inspections, self._need(split), tally)
             ledger.begin(tally, ", ".join([named] if isinstance(named, str) else named))
-            share(f"{[(shard.name, shard.nsamples) for shard in manifest.shards]} {unusable.tolist()}")
+            share(f"{[(shard.url, shard.nsamples, shard.sha256) for shard in manifest.shards]} {unusable.tolist()}")
         if split == "train":
             sizes = [[shard.nsamples for shard in part.shards] for part in manifests]
             self._order = SampleOrder(sizes, list(named.values()) if weighted(named) else None, self.seed, self.block)
@@ -201,8 +203,8 @@ class ShardData(L.LightningDataModule):
                 done += more
                 update(done, total)
 
-            options: Any = {"verify": self.verify, "images": images, "known": KnownShards(), "progress": count}
-            found = iter(inspect_shards(local, **options))
+            options: Any = {"verify": self.verify, "images": images, "captions": bool(self._need(split).groups)}
+            found = iter(inspect_shards(local, **options, known=KnownShards(), progress=count))
         return [next(found) if shard.remote is None else None for shard in manifest.shards]
 
     def _say_remainder(self) -> None:
@@ -243,28 +245,34 @@ class ShardData(L.LightningDataModule):
         assert isinstance(progress, _ProcessedTracker)
         return progress.ready - progress.processed
 
-    def state_dict(self) -> dict[str, int]:
-        """Returns how many samples training has accounted for, and how many an epoch has, for checkpoints."""
-        position = self._position if self._loader is None else self._loader.state_dict()["position"]
-        return {"position": position, "samples": self._order.total}
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what goes into checkpoints.
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+        Returns:
+            ``position``: how many samples training has accounted for; ``samples`` in an epoch, and ``order``, to tell
+            whether it is still the same; ``rejected``: what was found when samples were read.
+        """
+        position = self._position if self._loader is None else self._loader.state_dict()["position"]
+        found = [asdict(rejection) for rejection in self.ledgers["train"].found]
+        order = self._order
+        return {"position": position, "samples": order.total, "order": order.fingerprint, "rejected": found}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from a checkpoint, with the next training loader; with other data, at the next epoch.
 
         Lightning restores the loader's own state only in the middle of an epoch.
         """
-        position, total = state["position"], self._order.total
-        if state["samples"] != total:
+        position, total, order = state["position"], self._order.total, self._order.fingerprint
+        if state["order"] != order:
             log.warning(
-                "data.train has %d samples in an epoch and had %d when the checkpoint was saved: training goes on with "
-                "the next epoch",
-                total,
-                state["samples"],
+                "data.train, or its order (data.seed, data.block, weights), isn't what it was when the checkpoint was "
+                "saved: training goes on with the next epoch"
             )
             position = -(-position // state["samples"]) * total
         elif self.batches().left(position) == 0:
             position = (position // total + 1) * total
         self._position = position
+        self.ledgers["train"].restore(state["rejected"])
 
     @property
     def epoch(self) -> int:
@@ -290,14 +298,15 @@ class ShardData(L.LightningDataModule):
         """Gives test batches."""
         return self._evaluate("test")
 
-    def _evaluate(self, split: str, **options: Any) -> DataLoader:
+    def _evaluate(self, split: str) -> DataLoader:
+        """Gives all samples as the first epoch would, so that figures of several epochs compare."""
         dataset = self._evaluation[split]
         return Loader(
             dataset,
             self.ledgers[split].add,
             batch_size=self.val_batch_size,
+            sampler=[Place(0, index) for index in dataset.usable.tolist()],
             num_workers=self.workers,
             collate_fn=dataset.collate,
             worker_init_fn=quiet_worker,
-            **options,
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import itertools
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mm.data.records import Records
-from mm.data.samples import caption_language, finite_number, printable
+from mm.data.samples import caption_language, load_json, printable
 from mm.errors import DataError, UsageError
 
 _SURPLUS = "\0"
@@ -56,7 +55,7 @@ def read_json_lines(path: Path, language: str) -> Records:
                 continue
             where = f"{path}, line {number}"
             try:
-                row = json.loads(line.decode("utf-8-sig"), parse_float=finite_number, parse_constant=finite_number)
+                row = load_json(line.decode("utf-8-sig"))
             except UnicodeDecodeError:
                 records.reject(where, "isn't UTF-8; save the file as UTF-8", "caption is not UTF-8")
             except (ValueError, RecursionError) as error:
@@ -137,7 +136,7 @@ def _add_cells(records: Records, cells: dict[str, Any], where: str) -> None:
 def _listed(cell: str) -> Any:
     """The captions of a cell that begins like a JSON list; a number, which can't be captions, where it isn't one."""
     try:
-        return json.loads(cell)
+        return load_json(cell)
     except (ValueError, RecursionError):
         return 0
 

@@ -8,7 +8,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from mm.data.dataset import Batch, PlacedSet
 from mm.data.opening import Need
@@ -213,16 +212,18 @@ class TextSet(PlacedSet):
         usable: (n,) sorted indices into ``shards`` of the samples to use.
         objective: makes examples of a sample.
         seed: what the choices depend on.
+        never_empty: whether a batch of which nothing can be read takes another sample.
     """
 
-    def __init__(self, shards: IndexedShards, usable: np.ndarray, objective: Objective, seed: int) -> None:
-        super().__init__(shards, usable, seed)
+    def __init__(
+        self, shards: IndexedShards, usable: np.ndarray, objective: Objective, seed: int, never_empty: bool = True
+    ) -> None:
+        super().__init__(shards, usable, objective.need, seed, never_empty)
         self.objective = objective
 
     def __getitem__(self, place: Place) -> dict[str, Any]:
         random = np.random.default_rng([self.seed, place.epoch, place.index])
-        sample = self.shards[place.index]
-        return {"index": place.index, "examples": self.objective.examples(sample, random)}
+        return {"examples": self.objective.examples(self.read(place.index), random)}
 
     def stack(self, items: Sequence[dict[str, Any]]) -> Batch:
         """Stacks the examples of samples.
@@ -322,8 +323,8 @@ class TextData(ShardData):
         self._check_words(shards, usable)
         return TextSet(shards, usable, self.objective, self.seed)
 
-    def _evaluation_set(self, shards: IndexedShards, usable: np.ndarray) -> TextSet:
-        return TextSet(shards, usable, self.objective, self.seed)
+    def _evaluation_set(self, shards: IndexedShards, usable: np.ndarray, split: str) -> TextSet:
+        return TextSet(shards, usable, self.objective, self.seed, never_empty=False)
 
     def _check_words(self, shards: IndexedShards, usable: np.ndarray) -> None:
         """Refuses captions of which the tokenizer loses most: the model would learn to write unknown tokens.
@@ -340,8 +341,3 @@ class TextData(ShardData):
                 f"the model's tokenizer doesn't know the words of data.train: {after / before:.0%} of the characters "
                 "come back; start from a model that knows the language"
             )
-
-    def _evaluate(self, split: str, **options: Any) -> DataLoader:
-        """Gives what the first epoch of training would draw, so that figures of several epochs compare."""
-        places = [Place(0, index) for index in self._evaluation[split].usable.tolist()]
-        return super()._evaluate(split, sampler=places, **options)

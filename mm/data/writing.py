@@ -17,7 +17,7 @@ from mm.data.keys import UniqueKeys, clean_key
 from mm.data.manifest import MANIFEST_NAME, Manifest, ManifestEntry
 from mm.data.samples import Rejection, Sample, Tally, caption_document
 from mm.errors import DataError, OptionError, OutputError, ShardError
-from mm.files import sync_folder
+from mm.files import make_folder, remove_leftovers, sync_folder
 
 _PREFIX = re.compile(r"\w[\w-]*")
 _TEMPORARY = ".{}.tmp"
@@ -248,15 +248,13 @@ def prepare_folder(out: Path) -> None:
     Raises:
         OutputError: it can't be made or written to.
     """
-    probe = out / _TEMPORARY.format("probe")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        for pattern in ("*.tar", "probe", f"{MANIFEST_NAME}.*"):
-            for path in out.glob(_TEMPORARY.format(pattern)):
-                path.unlink()
-    except OSError as error:
-        raise OutputError(f"{out}: can't be written to: {error.strerror}; choose another folder") from error
+    make_folder(out)
+    remove_leftovers(out / MANIFEST_NAME)
+    for path in out.glob(_TEMPORARY.format("*.tar")):
+        try:
+            path.unlink()
+        except OSError as error:
+            raise OutputError(f"{path}: can't be removed ({error.strerror})") from error
 
 
 def _write_or_reject(writer: ShardWriter, item: Sample | Rejection, tally: Tally | None) -> None:

@@ -19,6 +19,7 @@ from mm.errors import CheckpointError, OptionError, TrainingError
 from mm.training.optimizer import OptimizerSettings, adamw, cosine_schedule, parameter_groups
 from mm.training.resuming import goes_on, recount
 
+LARGEST = 1e6  # weights of a model that learns anything are far smaller
 HOW_IT_IS_TRAINED = ("dropout", "pooled_dropout", "frozen_stages")
 
 
@@ -89,6 +90,18 @@ class Training(L.LightningModule):
         scheduler = cosine_schedule(optimizer, self.optimizer_settings, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_train_start(self) -> None:
+        """Takes learning rate and weight decay of the configuration, where a run goes on with others than it had."""
+        wanted = parameter_groups(self.model, self.pretrained, self.optimizer_settings)
+        for config in self.trainer.lr_scheduler_configs:
+            schedule: Any = config.scheduler
+            rates = [group["lr"] for group in wanted]
+            changed, schedule.base_lrs = schedule.base_lrs != rates, rates
+            for group, own, factor in zip(schedule.optimizer.param_groups, wanted, schedule.lr_lambdas, strict=True):
+                group["weight_decay"] = own["weight_decay"]
+                if changed:
+                    group["lr"] = own["lr"] * factor(schedule.last_epoch)
+
     def check_same(self, kept: dict[str, Any], source: str) -> None:
         """Makes sure that a checkpoint is of this model.
 
@@ -127,15 +140,15 @@ class Training(L.LightningModule):
         """Adds what it takes to use the weights: architecture and tokenizer.
 
         Raises:
-            TrainingError: weights aren't finite.
+            TrainingError: weights aren't finite, or so large that training has gone wrong.
         """
         for weights in (checkpoint["state_dict"], checkpoint.get("current_model_state", {})):
-            bad = [name for name, _ in self.named_parameters() if name in weights and not _finite(weights[name])]
+            bad = [name for name, _ in self.named_parameters() if name in weights and not _sound(weights[name])]
             if bad:
                 raise TrainingError(
-                    f"step {self.global_step}: {len(bad)} of the model's weights aren't finite, such as {bad[0]}; they "
-                    "aren't saved, and the last good checkpoint is as it was: lower model.optimizer.learning_rate, "
-                    "and go on with --ckpt_path last"
+                    f"step {self.global_step}: {len(bad)} of the model's weights aren't finite, or larger than "
+                    f"{LARGEST:g}, such as {bad[0]}; they aren't saved, and a checkpoint from before is as it was: "
+                    "lower model.optimizer.learning_rate"
                 )
         described = describe_build(self.architecture, self.tokenizer, self.preprocessing, self.family)
         described["capabilities"] = list(self.model.capabilities)
@@ -143,8 +156,8 @@ class Training(L.LightningModule):
         checkpoint["mm"] = described | {"tokenizer": self.tokenizer.to_json()}
 
 
-def _finite(weights: torch.Tensor) -> bool:
-    return bool(torch.isfinite(weights).all())
+def _sound(weights: torch.Tensor) -> bool:
+    return bool((weights.abs() <= LARGEST).all())  # which nothing is that isn't a number
 
 
 def _numbers(description: Mapping[str, Any], within: str = "") -> dict[str, Any]:

@@ -68,10 +68,16 @@ class LastCheckpoint(_InRootDir):
         self._between_steps = False
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *arguments: Any) -> None:
-        """Saves if it is time to, and no further batch belongs to the step."""
+        """Saves if it is time to, and no further batch belongs to the step; before validation, only once it is over."""
         if not trainer.fit_loop._should_accumulate():
             self._between_steps = True
-            super().on_train_batch_end(trainer, pl_module, *arguments)
+            if not _validates_next(trainer):
+                super().on_train_batch_end(trainer, pl_module, *arguments)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Saves if it was time to before validation: who goes on from there mustn't miss it."""
+        super().on_train_epoch_end(trainer, pl_module)
+        super().on_train_batch_end(trainer, pl_module, None, None, 0)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Saves where training was stopped, if that is a state to go on from.
@@ -124,6 +130,13 @@ def _repeat_validation(trainer: L.Trainer) -> None:
     progress.reset()
     progress.increment_ready()
     progress.increment_started()
+
+
+def _validates_next(trainer: L.Trainer) -> bool:
+    """Tells whether validation follows the batch at hand."""
+    fetcher = trainer.fit_loop._data_fetcher
+    assert fetcher is not None
+    return bool(trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher))
 
 
 class BestCheckpoint(_InRootDir):

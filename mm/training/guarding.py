@@ -6,6 +6,7 @@ import logging
 import math
 import statistics
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import lightning as L
@@ -65,40 +66,72 @@ class LossGuard(L.Callback):
         Raises:
             TrainingError: it is bad, and training is to stop.
         """
-        loss = float(trainer.strategy.reduce(torch.stack(self._losses).sum(), reduce_op="mean"))
-        problem = self._problem(loss, pl_module if _scaler(trainer) is None else None)
+        losses, norms = self._measure(trainer, pl_module)
+        loss = sum(losses) / len(losses)
+        problem = self._problem(loss, norms)
         if problem is None:
             self._recent.append(loss)
             self._in_a_row = 0
         else:
-            self._refuse(f"step {trainer.global_step}: {problem}; samples: {', '.join(self._samples)}")
+            samples = ", ".join(self._gather_samples(trainer, losses))
+            self._refuse(f"step {trainer.global_step}: {problem}; samples: {samples}", trainer.is_global_zero)
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     parameter.grad = None
         if self.action == "skip":
             pl_module.log("train/skipped", float(self.skipped))
 
-    def _problem(self, loss: float, module: L.LightningModule | None) -> str | None:
+    def _measure(self, trainer: L.Trainer, module: L.LightningModule) -> tuple[list[float], list[float]]:
+        """Gives the loss and the norm of the gradients on each rank, with one wait for the device.
+
+        The norm is 0 where a scaler deals with gradients that overflow.
+        """
+        measured = torch.stack(self._losses).sum()[None]
+        gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+        norm = measured.new_zeros(()) if _scaler(trainer) else torch.nn.utils.get_total_norm(gradients)
+        measured = torch.cat([measured, norm.to(measured)[None]])
+        losses, norms = trainer.strategy.all_gather(measured).reshape(-1, 2).T.tolist()
+        return losses, norms
+
+    def _problem(self, loss: float, norms: Sequence[float] = ()) -> str | None:
         """Says what is wrong with a step, if anything.
 
         Args:
             loss: its loss.
-            module: what has its gradients; None where an overflow of them is dealt with elsewhere.
+            norms: of its gradients.
         """
         if not math.isfinite(loss):
             return f"the loss is {loss}"
-        if self.spike is not None and len(self._recent) >= ENOUGH:
+        if loss > self._limit():
             usual = statistics.median(self._recent)
-            if loss > max(self.spike * usual, usual + LEAST):
-                return f"the loss is {loss:.4g}, and the median of the {len(self._recent)} before it {usual:.4g}"
-        if module is not None:
-            gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-            if not math.isfinite(torch.nn.utils.get_total_norm(gradients)):
-                return f"the loss is {loss:.4g}, but its gradients aren't finite"
+            return f"the loss is {loss:.4g}, and the median of the {len(self._recent)} before it {usual:.4g}"
+        if not all(map(math.isfinite, norms)):
+            return f"the loss is {loss:.4g}, but its gradients aren't finite"
         return None
 
-    def _refuse(self, problem: str) -> None:
+    def _limit(self) -> float:
+        """Gives the highest loss that isn't a spike."""
+        if self.spike is None or len(self._recent) < ENOUGH:
+            return math.inf
+        usual = statistics.median(self._recent)
+        return max(self.spike * usual, usual + LEAST)
+
+    def _gather_samples(self, trainer: L.Trainer, losses: Sequence[float]) -> list[str]:
+        """Gives the samples of the ranks whose own loss is bad, or of all where none is; all ranks must call it."""
+        samples = [self._samples]
+        if trainer.world_size > 1:
+            samples = [[] for _ in losses]
+            torch.distributed.all_gather_object(samples, self._samples)
+        limit = self._limit()
+        bad = [rank for rank, loss in enumerate(losses) if not math.isfinite(loss) or loss > limit]
+        return [sample for rank in bad or range(len(losses)) for sample in samples[rank]]
+
+    def _refuse(self, problem: str, warns: bool) -> None:
         """Counts a bad step.
+
+        Args:
+            problem: what is wrong with it.
+            warns: whether a step that is left out is reported; one of the ranks is enough.
 
         Raises:
             TrainingError: training is to stop.
@@ -115,7 +148,8 @@ class LossGuard(L.Callback):
                 f"{problem}; it would be the {IN_A_ROW}th step in a row to be left out: lower "
                 "model.optimizer.learning_rate, and go on with --ckpt_path last"
             )
-        log.warning("%s; the step is left out, %d so far", problem, self.skipped)
+        if warns:
+            log.warning("%s; the step is left out, %d so far", problem, self.skipped)
 
     def state_dict(self) -> dict[str, Any]:
         """Gives what later decisions depend on, which goes into checkpoints."""

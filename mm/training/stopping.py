@@ -97,7 +97,7 @@ class StopOnSignal(L.Callback):
         """Tells whether any of the ranks was told to stop, and takes note of the signal."""
         if trainer.world_size > 1:
             number = torch.tensor(self.received or 0, device=trainer.strategy.root_device)
-            highest = int(trainer.strategy.reduce(number, reduce_op="max"))
+            highest = int(trainer.strategy.all_gather(number).max())
             self.received = self.received or (signal.Signals(highest) if highest else None)
         return self.received is not None
 

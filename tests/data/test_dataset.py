@@ -2,8 +2,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import lightning as L
@@ -16,10 +20,11 @@ from tokenizers import models, pre_tokenizers
 
 from mm.data.datamodule import CaptionData
 from mm.data.dataset import TrainingSet
+from mm.data.ledger import Ledger
 from mm.data.manifest import Manifest
 from mm.data.opening import expand
 from mm.data.order import Place
-from mm.data.samples import Sample
+from mm.data.samples import Rejection, Sample, Tally
 from mm.data.tokenizer import Tokenizer, clean_caption
 from mm.data.writing import write_shards
 from mm.errors import DataError, OptionError, ShardError, UsageError
@@ -107,7 +112,7 @@ def test_views(tmp_path: Path, views: int) -> None:
 
 def test_a_batch_says_which_caption_belongs_to_which_image(tmp_path: Path) -> None:
     dataset = training_set(data(tiny.shards(tmp_path, 9)))
-    batch = dataset.collate([dataset[Place(0, index)] for index in (5, 2, 7, 5)])
+    batch = dataset.collate(dataset.__getitems__([Place(0, index) for index in (5, 2, 7, 5)]))
     assert batch["index"].tolist() == [5, 2, 7, 5]
     assert batch["pixels"].shape == (4, 3, 32, 32) and batch["pixels"].dtype == torch.uint8
     assert [Path(key).name for key in batch["keys"]] == ["0005", "0002", "0007", "0005"]
@@ -145,7 +150,7 @@ def test_cut_captions_are_told_from_those_that_just_fit(tmp_path: Path) -> None:
 def test_evaluation_gives_every_sample_once_in_order(tmp_path: Path) -> None:
     made = data("unused", "validate", val=str(tiny.shards(tmp_path, 9)), val_batch_size=4)
     batches = list(made.val_dataloader())
-    assert [key for batch in batches for key in batch["keys"]] == [f"{number:04d}" for number in range(9)]
+    assert [Path(key).name for batch in batches for key in batch["keys"]] == [f"{number:04d}" for number in range(9)]
     assert batches[0]["captions"][1] == tiny.captions("green")
     assert [len(batch["pixels"]) for batch in batches] == [4, 4, 1]
 
@@ -220,6 +225,98 @@ def test_more_rejections_than_allowed_stop_the_run_and_are_kept(tmp_path: Path) 
     rows = [json.loads(line) for line in (tmp_path / "run/rejected-train.jsonl").read_text().splitlines()]
     assert {row["key"] for row in rows} >= {"a-none", "c-latin"} and len(rows) in (4, 5)
     assert all(row["reason"] and row["detail"] and row["source"].startswith(str(folder / "x.tar")) for row in rows)
+
+
+def rewrite(shard: Path, change: Callable[[list[tuple[tarfile.TarInfo, bytes]]], None]) -> None:
+    """Changes the members of a shard."""
+    with tarfile.open(shard) as tar:
+        members = [(member, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
+    change(members)
+    with tarfile.open(shard, "w") as tar:
+        for member, content in members:
+            member.size = len(content)
+            tar.addfile(member, BytesIO(content))
+
+
+def test_samples_beyond_the_manifest_take_no_other_samples_places(tmp_path: Path) -> None:
+    """The first shard holds more than the manifest says; the second one is as it was."""
+    folder = tiny.shards(tmp_path / "in", 8, per_shard=4)
+    more = tiny.shards(tmp_path / "more", 6)
+    shutil.copy(next(more.glob("*.tar")), folder / "shard-000000.tar")
+    with pytest.raises(ShardError, match="holds 6 samples, the manifest says 4"):
+        data(folder)
+    made = data(folder, max_reject_rate=0.8)
+    assert made.ledgers["train"].tally.used == 4
+    seen = [Path(key).name for batch in made.train_dataloader() for key in batch["keys"]]
+    assert sorted(seen) == ["0004", "0005", "0006", "0007"]
+
+
+def test_captions_swapped_between_shards_are_never_paired(tmp_path: Path) -> None:
+    """Keys, counts and sizes are as they were; the hash is not."""
+    folder = tiny.shards(tmp_path / "in", 8, per_shard=4)
+    one, other = sorted(folder.glob("*.tar"))
+    rewrite(other, lambda members: [setattr(m, "name", f"000{int(m.name[:4]) - 4}{m.name[4:]}") for m, _ in members])
+    (folder / "manifest.json").unlink()
+    Manifest.build(folder).write(folder)
+    assert data(folder).ledgers["train"].tally.used == 8
+    captions = {}
+
+    def note(members: list[tuple[tarfile.TarInfo, bytes]]) -> None:
+        captions[len(captions)] = members[0][1]
+
+    def swap(members: list[tuple[tarfile.TarInfo, bytes]]) -> None:
+        taken = captions.pop(max(captions)).ljust(len(members[0][1]))
+        members[0] = (members[0][0], taken)
+
+    rewrite(one, note), rewrite(other, note)
+    rewrite(one, swap), rewrite(other, swap)
+    with pytest.raises(ShardError, match="damaged shards"):
+        data(folder)
+
+
+def remote(folder: Path) -> str:
+    return f"file://{folder}"
+
+
+def test_remote_samples_must_have_what_local_ones_must(tmp_path: Path) -> None:
+    samples = [Sample(str(n), "made", picture(n), {"en": ["a wall"]} if n else {"zh": ["墙"]}) for n in range(4)]
+    write_shards(samples, tmp_path / "in")
+    made = data(remote(tmp_path / "in"), captions={"en": 1}, cache=str(tmp_path / "cache"))
+    (batch,) = made.train_dataloader()
+    assert sorted(key.rpartition("/")[2] for key in batch["keys"]) == ["1", "2", "3"]
+    assert made.ledgers["train"].tally.by_reason() == {"missing caption": 1}
+
+
+def test_a_bad_image_among_remote_ones_is_left_out_of_validation(tmp_path: Path) -> None:
+    good = [Sample(str(n), "made", picture(n), {"en": ["a wall"]}) for n in range(5)]
+    bad = replace(good[3], image=good[3].image[:-30])
+    write_shards([*good[:3], bad, good[4]], tmp_path / "in")
+    options = {"val": remote(tmp_path / "in"), "val_batch_size": 1, "cache": str(tmp_path / "cache")}
+    made = data("unused", "validate", **options)
+    batches = list(made.val_dataloader())
+    assert [batch["keys"][0].rpartition("/")[2] for batch in batches] == ["0", "1", "2", "4"]
+    tally = made.ledgers["val"].tally
+    assert (tally.used, tally.by_reason()) == (4, {"truncated": 1})
+
+
+def test_what_was_rejected_goes_through_a_checkpoint(tmp_path: Path) -> None:
+    first = data(hurt(tmp_path / "in"))
+    list(first.train_dataloader())
+    second = data(tmp_path / "in")
+    assert second.ledgers["train"].tally.used == 8
+    second.load_state_dict(first.state_dict())
+    assert second.ledgers["train"].tally == first.ledgers["train"].tally
+
+
+def test_each_of_several_ranks_finds_its_share_of_rejections() -> None:
+    tally = Tally(10)
+    bad = [Rejection("x.tar", str(number), "truncated") for number in range(2)]
+    alone, together = Ledger("train", 0.3, None), Ledger("train", 0.3, None, ranks=2)
+    for ledger in (alone, together):
+        ledger.begin(replace(tally, rejections=[]), "x")
+    alone.add(bad)
+    with pytest.raises(DataError, match=r"more than data\.max_reject_rate 0\.3 allows"):
+        together.add(bad)
 
 
 def test_a_bit_flipped_in_an_image_is_found_by_verifying(tmp_path: Path) -> None:
@@ -303,7 +400,8 @@ def test_features_of_other_samples_of_the_same_shards_are_not_taken(tmp_path: Pa
     for language in ("en", "zh"):
         made = data(tmp_path / "shards", captions={language: 1}, views=1)
         made.keep_features(tmp_path / "kept", "weights", lambda x: x.float().mean((2, 3)), lambda done, total: None)
-        kept[language] = training_set(made)[Place(0, 0)]["features"]
+        dataset = training_set(made)
+        kept[language] = dataset[Place(0, int(dataset.usable[0]))]["features"]
     assert not torch.equal(kept["en"], kept["zh"])
 
 
@@ -311,9 +409,10 @@ def test_the_position_goes_through_a_checkpoint(tmp_path: Path) -> None:
     folder = tiny.shards(tmp_path, 9)
     first = data(folder)
     seen = [batch["index"].tolist() for _ in range(3) for batch in first.train_dataloader()]
-    assert first.state_dict() == {"position": 27, "samples": 9}  # two batches of four in each of three epochs
+    state = first.state_dict()
+    assert (state["position"], state["samples"]) == (27, 9)  # two batches of four in each of three epochs
     second = data(folder)
-    second.load_state_dict({"position": 13, "samples": 9})
+    second.load_state_dict(state | {"position": 13})
     assert next(iter(second.train_dataloader()))["index"].tolist() == seen[3]
     second.setup("fit")
     assert [batch["index"].tolist() for batch in second.train_dataloader()] == seen[:2]
@@ -322,22 +421,27 @@ def test_the_position_goes_through_a_checkpoint(tmp_path: Path) -> None:
 def test_a_checkpoint_of_other_data_goes_on_with_the_next_epoch(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = data(tiny.shards(tmp_path, 9))
-    made.load_state_dict({"position": 33, "samples": 20})
-    assert made.state_dict() == {"position": 18, "samples": 9}
-    assert "9 samples in an epoch and had 20" in caplog.text
+    old = data(tiny.shards(tmp_path / "old", 20)).state_dict() | {"position": 33}
+    made = data(tiny.shards(tmp_path / "new", 9))
+    made.load_state_dict(old)
+    assert made.state_dict()["position"] == 18
+    assert "isn't what it was when the checkpoint was saved" in caplog.text
+    for other in ({"seed": 2}, {"block": 2}):  # as many samples in another order
+        made = data(tmp_path / "old", **other)
+        made.load_state_dict(old)
+        assert made.state_dict()["position"] == 40
 
 
 def test_batches_done_are_counted_as_they_are_now(tmp_path: Path) -> None:
     """In an epoch of nine samples, four were trained on in batches of two."""
     made = data(tiny.shards(tmp_path, 9), batch_size=1)
     for position, before, done in ((4, 2, 4), (0, 0, 0), (9, 4, 9), (13, 2, 4)):
-        made.load_state_dict({"position": position, "samples": 9})
+        made.load_state_dict(made.state_dict() | {"position": position})
         assert made.batches_done(before) == done
     made = data(tmp_path, batch_size=3)
-    made.load_state_dict({"position": 4, "samples": 9})
+    made.load_state_dict(made.state_dict() | {"position": 4})
     assert made.batches_done(2) == 2  # one of three is left
-    made.load_state_dict({"position": 8, "samples": 9})
+    made.load_state_dict(made.state_dict() | {"position": 8})
     assert made.batches_done(4) == 3 and made.state_dict()["position"] == 9  # what is left fills no batch
 
 

@@ -4,22 +4,24 @@ from pathlib import Path
 
 import pytest
 
-from mm.data.journal import JOURNAL_NAME, Journal, Record, is_begun
+from mm.data.journal import JOURNAL_NAME, Journal, FinishedShard, is_begun
 from mm.data.samples import Rejection
 from mm.errors import OutputError
 
 TASK = {"source 1": "photos: 3 files", "max_side": None, "languages": ["en"]}
 
 
-def record(folder: Path, split: str, number: int) -> Record:
+def record(folder: Path, split: str, number: int) -> FinishedShard:
     """The record of a shard that is there."""
     (folder / split).mkdir(exist_ok=True)
     (folder / split / f"x-{number}.tar").write_bytes(b"x" * number)
     rejections = [Rejection("a", "b", "truncated", "图\udce9", 2, 512)]
-    return Record(split, f"x-{number}.tar", 3, number, "0" * 64, 10 * number, {"n": 1}, rejections, ["k"], ["00ff"])
+    return FinishedShard(
+        split, f"x-{number}.tar", 3, number, "0" * 64, 10 * number, {"n": 1}, rejections, ["k"], ["00ff"]
+    )
 
 
-def begin(folder: Path) -> list[Record]:
+def begin(folder: Path) -> list[FinishedShard]:
     journal = Journal(folder, TASK)
     records = [record(folder, split, number) for number in (1, 2, 3) for split in ("train", "val")]
     for one in records:
@@ -28,7 +30,7 @@ def begin(folder: Path) -> list[Record]:
     return records
 
 
-def reopened(folder: Path) -> list[Record]:
+def reopened(folder: Path) -> list[FinishedShard]:
     journal = Journal(folder, TASK)
     journal.close()
     return journal.records

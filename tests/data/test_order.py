@@ -81,7 +81,12 @@ def test_weights_say_how_often_an_epoch_holds_a_sample(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ("weights", "what"), [([1, 0.0], "weight 0"), ([float("nan"), 1], "weight nan"), ([0.01, 0.01], "leave no sample")]
+    ("weights", "what"),
+    [
+        ([1, 0.0], "weight 0"),
+        ([float("nan"), 1], "weight nan"),
+        ([1, 0.01], "weight 0.01 leaves none of a source's 4 samples"),
+    ],
 )
 def test_weights_that_make_no_sense(weights: list[float], what: str) -> None:
     with pytest.raises(OptionError, match=what):

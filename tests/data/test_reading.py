@@ -79,7 +79,7 @@ def open_files() -> int:
 
 
 def test_few_files_stay_open(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mm.data.reading.OPEN_SHARDS", 2)
+    monkeypatch.setattr("mm.data.opened.OPEN_SHARDS", 2)
     before = open_files()
     shards = IndexedShards(manifest)
     assert open_files() == before  # shards are opened when they are needed
@@ -93,7 +93,7 @@ def test_few_files_stay_open(manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 
 
 def test_many_shards_and_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mm.data.reading.OPEN_SHARDS", 2)
+    monkeypatch.setattr("mm.data.opened.OPEN_SHARDS", 2)
     shards = IndexedShards(write_shards(some_samples(20), tmp_path, max_samples=1))
     places = [number * 7 % 20 for number in range(2000)]
     with ThreadPoolExecutor(8) as pool:

@@ -151,7 +151,7 @@ def test_a_source_says_its_language_where_the_tokenizer_does() -> None:
 
 def test_a_batch_holds_all_examples_of_its_samples(tmp_path: Path) -> None:
     dataset = text_set(data(tiny.shards(tmp_path, 9), "translate"))
-    items = [dataset[Place(0, index)] for index in (5, 2, 7)]
+    items = dataset.__getitems__([Place(0, index) for index in (5, 2, 7)])
     batch = dataset.collate(items)
     examples = [example for item in items for example in item["examples"]]
     assert batch["index"].tolist() == [5, 2, 7] and len(examples) == len(batch["tokens"]) == 6

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import tiny
-from noting import fit_command, noted, run
+import yaml
+from fitting import command, environment, mm_fit, write_config
 
 from mm.data.manifest import Manifest
 
 pytestmark = pytest.mark.slow
 
 TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
+NO_VALIDATION = ("--data.val", "null", "--trainer.max_epochs", "2")
 
 
 @pytest.fixture
@@ -24,62 +30,77 @@ def train(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    return folder
+
+
+def config(folder: Path, root: Path, ends_after: int | None = None) -> Path:
+    """A config that notes its steps, and that a SIGTERM may end."""
+    callbacks = [{"class_path": "fitting.NotedSteps", "init_args": {"folder": str(root)}}]
+    if ends_after is not None:
+        ending = {"hook": "on_train_batch_end", "step": ends_after, "number": int(signal.SIGTERM)}
+        callbacks.append({"class_path": "fitting.SignalAt", "init_args": ending})
+    path = write_config(folder, *callbacks)
+    document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    kept = [one for one in document["trainer"]["callbacks"] if not one["class_path"].endswith("BestCheckpoint")]
+    document["trainer"]["callbacks"] = kept  # without validation there is no best one
+    path.write_text(yaml.safe_dump(document), encoding="utf-8")
+    return path
+
+
 def keys(root: Path, rank: int) -> list[list[str]]:
-    return [step["keys"] for step in noted(root, rank)]
+    """The samples of each step on a rank."""
+    return [json.loads(line) for line in (root / f"steps-{rank}.jsonl").read_text().splitlines()]
 
 
-def test_uneven_shards_on_two_ranks(tmp_path: Path, train: Path) -> None:
-    root = tmp_path / "run"
-    done = run(fit_command(tmp_path, root, train, *TWO))
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "23 samples, 2 steps of 8 in an epoch; 7 are left over at its end and dropped" in done.stderr
+def test_uneven_shards_on_two_ranks(tmp_path: Path, root: Path, train: Path) -> None:
+    status, said = mm_fit(config(tmp_path, root), root, *TWO, *NO_VALIDATION)
+    assert status == 0, said[-3000:]
+    assert "23 samples, 2 steps of 8 in an epoch; 7 are left over at its end and dropped" in said
     steps = [one + other for one, other in zip(keys(root, 0), keys(root, 1), strict=True)]
     assert [len(step) for step in steps] == [8] * 4
     for epoch in (steps[:2], steps[2:]):
         assert len({key for step in epoch for key in step}) == 16
 
 
-def test_an_epoch_is_filled_up_on_two_ranks(tmp_path: Path, train: Path) -> None:
-    root = tmp_path / "run"
-    done = run(fit_command(tmp_path, root, train, *TWO, "--trainer.max_epochs", "1", "--data.remainder", "pad"))
-    assert done.returncode == 0, done.stderr[-3000:]
-    seen = Counter(key for rank in (0, 1) for batch in keys(root, rank) for key in batch)
-    assert len(seen) == 23 and sum(seen.values()) == 24
-
-
-def test_what_two_ranks_began_one_goes_on_with(tmp_path: Path, train: Path) -> None:
+def test_an_epoch_is_filled_up_on_two_ranks_and_another_number_goes_on_with_it(
+    tmp_path: Path, root: Path, train: Path
+) -> None:
     """What is left of an epoch doesn't depend on how many ranks began it."""
-    root = tmp_path / "run"
-    done = run(fit_command(tmp_path, root, train, *TWO, ends_after=1))
-    assert done.returncode == 143, done.stderr[-3000:]
+    status, said = mm_fit(config(tmp_path, root, ends_after=1), root, *TWO, *NO_VALIDATION)
+    assert status == 143, said[-3000:]
     first = {key for rank in (0, 1) for batch in keys(root, rank) for key in batch}
-    before = len(keys(root, 0))
-    done = run(fit_command(tmp_path, root, train, "--ckpt_path", "last"))
-    assert done.returncode == 0, done.stderr[-3000:]
-    batches = keys(root, 0)[before:]
-    assert len(first) == 8 and [len(batch) for batch in batches] == [4] * (3 + 5)  # 15 are left, and the next 23
-    rest = {key for batch in batches[:3] for key in batch}
-    assert len(rest) == 12 and not rest & first
-    assert len({key for batch in batches[3:] for key in batch}) == 20
+    assert len(keys(root, 0)) == len(keys(root, 1)) == 1 and len(first) == 8
+    one = (*NO_VALIDATION, "--data.remainder", "pad", "--ckpt_path", "last")
+    status, said = mm_fit(config(tmp_path, root), root, *one)
+    assert status == 0, said[-3000:]
+    batches = keys(root, 0)[1:]
+    assert [len(batch) for batch in batches] == [4] * (4 + 6)  # 15 are left, and the next 23
+    rest = Counter(key for batch in batches[:4] for key in batch)
+    assert len(rest) == 15 + 1 and len(rest.keys() & first) == 1  # the last batch is filled up with the epoch's first
+    assert len({key for batch in batches[4:] for key in batch}) == 23
 
 
-def test_ranks_that_see_other_samples_are_told_apart(tmp_path: Path, train: Path) -> None:
+def test_ranks_that_see_other_samples_are_told_apart(tmp_path: Path, root: Path, train: Path) -> None:
     """One rank's copy of the shards is damaged: both end, and say why."""
     other = tiny.shards(tmp_path / "other", 23, per_shard=20)
     shard = sorted(other.glob("*.tar"))[0]
     shard.write_bytes(shard.read_bytes()[:5000])
-    place = tmp_path / "place"
-    place.symlink_to(train)
-    command = fit_command(tmp_path, tmp_path / "run", place, *TWO)
-    source = (
-        "import os, runpy, sys; from pathlib import Path; import mm.data.opening as opening\n"
-        "find = opening.find_manifest\n"
-        f"opening.find_manifest = lambda named, cache: find({str(other)!r} if os.environ.get('LOCAL_RANK') == '1' else "
-        "named, cache)\n"
-        f"sys.argv[1:] = {command[3:]!r}; from mm.cli import main; sys.exit(main())\n"
-    )
+    arguments = command(config(tmp_path, root), root, *TWO, *NO_VALIDATION)[3:]
     script = tmp_path / "two.py"
-    script.write_text(source)
-    done = run([command[0], str(script), *command[3:]], timeout=120)
-    assert done.returncode != 0
-    assert "on rank 1: data.train: damaged shards" in done.stderr, done.stderr[-2000:]
+    script.write_text(
+        "import os, sys\n"
+        "import mm.data.splits as splits\n"
+        "find = splits.find_manifest\n"
+        "second = os.environ.get('LOCAL_RANK') == '1'\n"
+        f"splits.find_manifest = lambda named, cache: find({str(other)!r} if second else named, cache)\n"
+        "from mm.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    run = [sys.executable, str(script), *arguments]
+    done = subprocess.run(run, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 1, done.stderr[-3000:]
+    assert "on rank 1: data.train: damaged shards" in done.stderr

@@ -137,7 +137,7 @@ def judged(guard: LossGuard, *losses: float) -> list[bool]:
     """Which of some losses a guard finds too high."""
     found = []
     for loss in losses:
-        problem = guard._problem(loss, None)
+        problem = guard._problem(loss)
         found.append(problem is not None)
         if problem is None:
             guard._recent.append(loss)

@@ -17,6 +17,7 @@ from mm.checkpoints import load_checkpoint
 from mm.data.manifest import Manifest
 from mm.data.order import SampleOrder
 from mm.training.callbacks import AveragedWeights, BestCheckpoint, LastCheckpoint
+from mm.training.optimizer import OptimizerSettings
 
 pytestmark = pytest.mark.slow
 STEPS = 12  # four epochs of three steps
@@ -110,6 +111,17 @@ def test_ctrl_c_during_validation_saves_the_right_weights(whole: tuple[Path, Rec
     assert all(images == 6 for _, images in second.validations)
 
 
+def test_killed_during_validation_repeats_what_was_not_saved_and_validates(
+    whole: tuple[Path, Recorded], tmp_path: Path
+) -> None:
+    folder, expected = whole
+    first = interrupted(folder, tmp_path, 6, Killed, where="during_validation", callbacks=callbacks(0))
+    second = resumed(folder, tmp_path)
+    assert second.steps == expected.steps[5:]  # the last batch before validation is saved once that is over
+    same_weights(expected, second)
+    assert first.validations == expected.validations[:1] and second.validations == expected.validations[1:]
+
+
 def test_training_interrupted_twice(whole: tuple[Path, Recorded], tmp_path: Path) -> None:
     folder, expected = whole
     first = interrupted(folder, tmp_path, 2, KeyboardInterrupt)
@@ -166,6 +178,26 @@ def test_another_batch_size_goes_on_at_the_same_sample(whole: tuple[Path, Record
     found = [samples for _, samples, _ in module.steps]
     rest = [order[0][8:], order[1], order[2]]
     assert found == [epoch[at : at + size] for epoch in rest for at in range(0, len(epoch) // size * size, size)]
+
+
+def test_another_learning_rate_is_taken(whole: tuple[Path, Recorded], tmp_path: Path) -> None:
+    folder, _ = whole
+    interrupted(folder, tmp_path, 5, KeyboardInterrupt)
+    rates = {}
+    for factor in (1.0, 0.5):
+        settings = OptimizerSettings()
+        settings = replace(settings, learning_rate=factor * settings.learning_rate, weight_decay=0.25)
+        module = training(folder, optimizer=settings)
+        seen: list[dict[str, float]] = []
+
+        def note(step: int, module: Recorded = module, seen: list[dict[str, float]] = seen) -> None:
+            seen.append({name: module.trainer.optimizers[0].param_groups[0][name] for name in ("lr", "weight_decay")})
+
+        module.during = note
+        fit(trainer(tmp_path, callbacks=[]), module, made_data(folder), last=True)
+        rates[factor] = seen
+    assert [row["lr"] for row in rates[0.5]] == pytest.approx([row["lr"] / 2 for row in rates[1.0]])
+    assert {row["weight_decay"] for row in rates[0.5]} <= {0.0, 0.25}
 
 
 def test_last_is_found_with_loggers_too(tmp_path: Path) -> None:
