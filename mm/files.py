@@ -107,8 +107,8 @@ def make_folder(folder: Path, name: str | None = None) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            pass
+        with TemporaryFile(dir=folder) as file:
+            file.write(bytes(1))  # a full disk still makes empty files
     except OSError as error:
         raise OutputError(f"{name or folder}: can't be written ({error.strerror})") from error
 

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from jsonargparse import ArgumentParser, Namespace
 
 from mm.data.ahead import map_ahead
+from mm.data.cache import ShardCache
 from mm.data.images import DEFAULT_MAX_PIXELS, decode_image
 from mm.data.manifest import Manifest
 from mm.data.reading import read_shard
 from mm.data.samples import Rejection, Sample, Tally
-from mm.errors import ImageError, OptionError, OutputError
+from mm.errors import ImageError, OptionError, OutputError, ShardError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -111,9 +112,15 @@ def decoded(
 
 
 def captioned(manifest: Manifest, languages: Sequence[str]) -> Iterator[Sample | Rejection]:
-    """Reads shards; samples without a caption in any of the languages are rejected."""
+    """Reads shards, fetching remote ones; samples without a caption in any of the languages are rejected."""
+    cache = ShardCache()
     for shard in manifest.shards:
-        for item in read_shard(shard.path, shard):
+        try:
+            path = cache.fetch(shard)
+        except ShardError as error:
+            yield Rejection.of(error, shard.name, samples=shard.nsamples)
+            continue
+        for item in read_shard(path, shard):
             if isinstance(item, Sample) and (lack := item.lacks(languages)):
                 yield Rejection(item.source, item.key, "missing caption", lack)
             else:

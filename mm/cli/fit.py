@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 import warnings
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from mm.checkpoints.directory import read_checkpoint
 from mm.cli.common import add_json, print_json, wrong_use
 from mm.data.datamodule import CaptionData
 from mm.data.texts import TextData
-from mm.errors import OptionError, UsageError
+from mm.errors import OptionError, OutputError, UsageError
 from mm.files import make_folder
 from mm.progress import progress
 from mm.training.callbacks import LastCheckpoint
@@ -37,6 +38,9 @@ TASKS: dict[str, tuple[type[Any], type[Any]]] = {
     "images": (VisionLanguageTraining, CaptionData),
     "text": (LanguageTraining, TextData),
 }
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class TrainingParser(LightningArgumentParser):
@@ -104,6 +108,16 @@ class TrainingCLI(LightningCLI):
             _spare_checkpoints(self.root)
         if self.settings.json and "verbose" in self.settings:
             self.settings.verbose = False
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except OSError as error:  # of loggers, which write as they like
+            if error.errno not in NO_ROOM:
+                raise
+            raise OutputError(
+                f"{self.root}: logs can't be written ({error.strerror}): make room, then go on with --ckpt_path last"
+            ) from error
 
     def instantiate_classes(self) -> None:
         """Builds model, data and trainer, and attaches the tokenizer and image size to the data."""

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from mm.data.archive import Archive
-from mm.data.images import DEFAULT_MAX_PIXELS, open_image
-from mm.data.inspection import Inspection, inspect_shard
+from mm.data.images import DEFAULT_MAX_PIXELS
+from mm.data.inspection import inspect_shard
 from mm.data.layout import Layout
 from mm.data.manifest import MANIFEST_NAME, Manifest, ManifestEntry, is_manifest
 from mm.data.parallel import map_in_processes, process_count
 from mm.data.samples import Rejection, Tally
 from mm.data.sources import resolve_sources
-from mm.errors import DataError, ImageError, ShardError, UsageError
+from mm.errors import DataError, UsageError
 
 NOT_LISTED = "shard not in the manifest"
 KEY_IN_SEVERAL = "key in several shards"
@@ -142,8 +142,10 @@ def find_shards(paths: str | Path | Sequence[str | Path]) -> tuple[list[Shard], 
     if not shards:
         raise UsageError(f"{sources[0].path.parent}: holds no .tar shards; `mm shards make` makes them from images")
     broken = {Path(problem.source).parent for problem in problems}
+    unlisted_in = {path.parent for path, expected in shards if expected is None} - broken
+    indexed = {folder for folder in unlisted_in if is_manifest(folder / MANIFEST_NAME)}
     for path, expected in shards:
-        if expected is None and path.parent not in broken and is_manifest(path.parent / MANIFEST_NAME):
+        if expected is None and path.parent in indexed:
             detail = f"{path}: isn't listed in {MANIFEST_NAME}; remove one, or write the manifest anew"
             problems.append(Rejection(str(path), "", NOT_LISTED, detail, 0))
     return shards, problems
@@ -191,35 +193,19 @@ def unlisted(report: ShardReport) -> dict[Path, list[ManifestEntry]]:
 
 def _check_shard(shard: Shard, captions: bool, decode: bool, max_pixels: int) -> CheckedShard:
     path, expected = shard
-    found = inspect_shard(path, captions=captions, verify=True, images=decode, max_pixels=max_pixels)
     keys: list[int] = []
-    try:
-        with Archive(path) as archive:
-            layout = Layout(archive)
-            keys = [_hash(located.key) for located in layout]
-            if not decode:
-                found = _with_headers(found, archive, layout, max_pixels)
-    except ShardError:
-        pass  # the inspection has said so
-    if expected is not None:
-        found = found.against(expected)
+    found = inspect_shard(
+        path,
+        expected,
+        captions=captions,
+        verify=True,
+        images=decode,
+        headers=not decode,
+        max_pixels=max_pixels,
+        each=lambda located: keys.append(_hash(located.key)),
+    )
     unusable = frozenset(found.unusable)
     return CheckedShard(path, expected, found.entry, found.problems, unusable, np.array(keys, np.uint64))
-
-
-def _with_headers(found: Inspection, archive: Archive, layout: Layout, max_pixels: int) -> Inspection:
-    """What was found, and what the headers of the other samples' images say is wrong."""
-    problems, unusable = list(found.problems), set(found.unusable)
-    for place in sorted(set(range(len(layout))) - unusable):
-        located = layout[place]
-        name = f"{archive.name}/{located.key}"
-        try:
-            open_image(archive.content(*(located.parts[0] or (0, 0))), f"{name}.{located.suffix}", max_pixels)
-        except ImageError as error:
-            error.offset = located.offset
-            problems.append(Rejection.of(error, name, located.key))
-            unusable.add(place)
-    return replace(found, problems=problems, unusable=sorted(unusable))
 
 
 def _keys_in_several(shards: Sequence[CheckedShard]) -> Iterator[Rejection]:

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from mm.errors import DataError, OutputError
 
+MARK_EVERY = 1024
+"""Features that are written to the disk together."""
+
 
 class FeatureStore:
     """One half-precision array per image and view, in a memory-mapped file, with a mark for each that is filled.
@@ -76,6 +79,8 @@ class FeatureStore:
     ) -> None:
         """Computes what is missing; interrupted, the next call goes on where it stopped.
 
+        A process that is killed may lose the last ``MARK_EVERY``.
+
         Args:
             pixels: gives (3, H, W) uint8 of an image and view.
             encode: maps (B, 3, H, W) uint8 to (B, ...) features.
@@ -84,16 +89,29 @@ class FeatureStore:
         """
         features, filled = self._map("r+")
         missing = np.argwhere(filled == 0)
-        for start in range(0, len(missing), batch_size):
-            progress(filled.size - len(missing) + start, filled.size)
-            places = [(int(image), int(view)) for image, view in missing[start : start + batch_size]]
-            encoded = encode(torch.stack([pixels(*place) for place in places])).half().cpu().numpy()
-            for place, values in zip(places, encoded, strict=True):
-                features[place] = values
-                filled[place] = 1
-        features.flush()
-        filled.flush()
+        computed: list[tuple[int, int]] = []
+        try:
+            for start in range(0, len(missing), batch_size):
+                progress(filled.size - len(missing) + start, filled.size)
+                places = [(int(image), int(view)) for image, view in missing[start : start + batch_size]]
+                encoded = encode(torch.stack([pixels(*place) for place in places])).half().cpu().numpy()
+                for place, values in zip(places, encoded, strict=True):
+                    features[place] = values
+                computed += places
+                if len(computed) >= MARK_EVERY:
+                    _mark(features, filled, computed)
+        finally:
+            _mark(features, filled, computed)
         progress(filled.size, filled.size)
+
+
+def _mark(features: np.memmap, filled: np.memmap, places: list[tuple[int, int]]) -> None:
+    """Marks what was computed, once it is on the disk: a mark must outlast a loss of power only with its features."""
+    features.flush()
+    for place in places:
+        filled[place] = 1
+    filled.flush()
+    places.clear()
 
 
 def _make(path: Path, size: int) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from mm.data.archive import CHANGED, MISSING, UNREADABLE, Archive, HashingReader, Window
-from mm.data.images import DEFAULT_MAX_PIXELS, check_image
+from mm.data.images import DEFAULT_MAX_PIXELS, check_image, open_image
 from mm.data.layout import (
     DIGEST_BYTES,
     DUPLICATE_KEY,
@@ -20,6 +20,7 @@ from mm.data.layout import (
     HASH_DIFFERS,
     LARGER,
     MORE,
+    NO_IMAGE,
     NOT_ADJACENT,
     Layout,
     Located,
@@ -37,13 +38,14 @@ if TYPE_CHECKING:
     from mm.data.known import KnownShards
 
 Progress = Callable[[int], None]
+Each = Callable[[Located], None]
 
 # An archive with one of these can't be trusted as a whole.
 FAULTS = frozenset(
     (
         *(MISSING, UNREADABLE, CHANGED, EMPTY, NOT_A_TAR, CORRUPT, CUT),
         *(FEWER, MORE, LARGER, HASH_DIFFERS),
-        *(DUPLICATE_MEMBER, DUPLICATE_KEY, NOT_ADJACENT),
+        *(DUPLICATE_MEMBER, DUPLICATE_KEY, NOT_ADJACENT, NO_IMAGE),
     )
 )
 
@@ -59,6 +61,7 @@ class Thoroughness(NamedTuple):
     verify: bool = False
     images: bool = False
     max_pixels: int = DEFAULT_MAX_PIXELS
+    headers: bool = False
 
 
 class FileState(NamedTuple):
@@ -133,8 +136,9 @@ def inspect_shard(
     captions: bool = True,
     verify: bool = False,
     images: bool = False,
+    headers: bool = False,
     max_pixels: int = DEFAULT_MAX_PIXELS,
-    progress: Progress | None = None,
+    each: Each | None = None,
 ) -> Inspection:
     """Inspects a shard: its framing, its captions, and whether it is what the manifest says.
 
@@ -144,11 +148,13 @@ def inspect_shard(
         captions: whether a sample without a caption can't be used.
         verify: whether all of it is read and hashed, and held against the manifest's SHA-256.
         images: whether every image is decoded.
+        headers: whether the header of every image is read.
         max_pixels: the most pixels an image may have.
-        progress: called with the number of samples just inspected.
+        each: called with every sample that is there.
     """
     name = (expected and expected.remote) or str(path)
-    found, _ = _inspect(path, name, Thoroughness(captions, verify, images, max_pixels), progress)
+    thoroughness = Thoroughness(captions, verify, images, max_pixels, headers)
+    found, _ = _inspect(path, name, thoroughness, each)
     return found if expected is None else found.against(expected)
 
 
@@ -220,12 +226,12 @@ def _inspect_all(thoroughness: Thoroughness, entries: list[ManifestEntry]) -> li
 
 
 def _inspect(
-    path: Path, name: str, thoroughness: Thoroughness, progress: Progress | None = None
+    path: Path, name: str, thoroughness: Thoroughness, each: Each | None = None
 ) -> tuple[Inspection, FileState | None]:
     """What is in a shard, whatever a manifest says; and the state it was in, None if that may pass."""
     try:
         with Archive(path, name) as archive:
-            return _Look(archive, thoroughness, progress).inspection(path), FileState.of(archive.stat)
+            return _Look(archive, thoroughness, each).inspection(path), FileState.of(archive.stat)
     except ShardError as error:
         return Inspection(ManifestEntry(path.name, path, 0), [Rejection.of(error, name)], [0]), None
 
@@ -233,10 +239,10 @@ def _inspect(
 class _Look:
     """One pass over a shard."""
 
-    def __init__(self, archive: Archive, thoroughness: Thoroughness, progress: Progress | None) -> None:
+    def __init__(self, archive: Archive, thoroughness: Thoroughness, each: Each | None) -> None:
         self._archive = archive
-        self._captions, self._verify, self._images, self._max_pixels = thoroughness
-        self._progress = progress
+        self._captions, self._verify, self._images, self._max_pixels, self._headers = thoroughness
+        self._each = each
         self._hasher = HashingReader(archive) if self._verify else None
         self._window = Window(archive)
 
@@ -260,8 +266,8 @@ class _Look:
                 unusable.append(place)
             languages.append(codes)
             digests += digest
-            if self._progress is not None:
-                self._progress(1)
+            if self._each is not None:
+                self._each(located)
         if layout.damage is not None:
             unusable.append(len(layout))
         sha256 = self._hasher.hexdigest() if self._hasher is not None else None
@@ -277,7 +283,7 @@ class _Look:
         hashes = [b"", b"", b""]
         parts = [(*part, which) for which, part in enumerate(located.parts) if part is not None]
         for offset, size, which in sorted(parts):
-            wanted = which > 0 or self._images
+            wanted = which > 0 or self._images or self._headers
             if self._hasher is not None:
                 contents[which], hashes[which] = _hashed(self._hasher, offset, size, wanted)
             elif which > 0:
@@ -290,6 +296,8 @@ class _Look:
             codes = " ".join(sample.captions)
             if self._images:
                 check_image(sample.image, sample.source, self._max_pixels)
+            elif self._headers:
+                open_image(sample.image, sample.source, self._max_pixels)
         except DataError as problem:
             error = problem
             error.offset = located.offset

@@ -112,8 +112,8 @@ def _warn(path: Path, error: str) -> None:
 
 
 def _row_key(entry: ManifestEntry, thoroughness: Thoroughness) -> tuple[str, str]:
-    captions, verify, images, max_pixels = thoroughness
-    looked = f"{_VERSION} {captions:d} {verify:d} {max_pixels if images else 0} {entry.name}"
+    captions, verify, images, max_pixels, headers = thoroughness
+    looked = f"{_VERSION} {captions:d} {verify:d} {max_pixels if images or headers else 0} {headers:d} {entry.name}"
     return os.path.abspath(entry.path), looked  # noqa: PTH100
 
 

@@ -17,7 +17,7 @@ from mm.data.packing import LEFT_OUT, Outcome, Packer, Packing
 from mm.data.parallel import usable_cpus
 from mm.data.reworking import Preparation, Rework
 from mm.data.samples import Tally
-from mm.data.selection import AddedCaptions, ImageList, Selection
+from mm.data.selection import AddedCaptions, CaptionFile, ImageList, Selection
 
 _AHEAD = 4  # images in work or waiting, for each worker
 
@@ -124,7 +124,9 @@ def make_shards(
 
 def _matched(gathered: Sequence[Items], listed: ImageList | None, added: AddedCaptions, tally: Tally) -> Made:
     """Finds out which images of the sources other files mean; rejects and counts what can't be used of the files."""
-    files = [*added.files, *([] if listed is None else [listed])]
+    files: list[CaptionFile | ImageList] = [*added.files]
+    if listed is not None:
+        files.append(listed)
     if files:
         for key in itertools.chain.from_iterable(items.keys() for items in gathered):
             for file in files:

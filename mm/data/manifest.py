@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,7 +94,7 @@ class Manifest:
         That reads headers and captions, unless they are known from an earlier run; hashes are left out.
 
         Args:
-            source: a folder with shards, a tar, or a list of these.
+            source: a folder with shards, a tar, or a list of these. A shard named twice counts once.
 
         Raises:
             UsageError: a path doesn't exist, or a folder has no shards.
@@ -115,8 +115,11 @@ class Manifest:
                 found.append(listed.get(path, path))
             else:
                 raise UsageError(f"{path}: doesn't exist; give a folder of shards or a .tar file")
-        indexed = _index([path for path in found if isinstance(path, Path)])
-        return cls([indexed[item] if isinstance(item, Path) else item for item in found])
+        unique: dict[Path, ManifestEntry | Path] = {}
+        for item in found:
+            unique.setdefault((item if isinstance(item, Path) else item.path).absolute(), item)
+        indexed = _index([path for path in unique.values() if isinstance(path, Path)])
+        return cls([indexed[item] if isinstance(item, Path) else item for item in unique.values()])
 
     @classmethod
     def build(cls, folder: str | Path, progress: Progress | None = None) -> Manifest:
@@ -163,17 +166,6 @@ class Manifest:
         except OSError as error:
             raise OutputError(f"{path}: can't be written: {error.strerror}") from error
         return path
-
-
-def find_entry(path: Path) -> ManifestEntry | None:
-    """What the manifest beside a shard says about it, or None where there is no manifest or it isn't listed.
-
-    Raises:
-        DataError: the manifest is wrong.
-    """
-    if not is_manifest(path.parent / MANIFEST_NAME):
-        return None
-    return next((entry for entry in Manifest.read(path.parent).shards if entry.path == path), None)
 
 
 def list_shards(folder: Path) -> tuple[list[tuple[Path, ManifestEntry | None]], list[Rejection]]:
@@ -241,7 +233,7 @@ def _warn_of_others(folder: Path, listed: dict[Path, ManifestEntry]) -> None:
 
 
 def _index(paths: list[Path]) -> dict[Path, ManifestEntry]:
-    """The entries of shards that no manifest lists; a damaged shard counts up to the damage."""
+    """The entries of shards that no manifest lists; a damaged one holds what is before the damage, and one lost."""
     if not paths:
         return {}
     log.warning(
@@ -250,7 +242,12 @@ def _index(paths: list[Path]) -> dict[Path, ManifestEntry]:
         paths[0].parent,
         f"these {len(paths)} shards" if len(paths) > 1 else paths[0].name,
     )
-    return {path: found.entry for path, found in zip(paths, _inspect(paths, remember=True), strict=True)}
+    return {path: _as_found(found) for path, found in zip(paths, _inspect(paths, remember=True), strict=True)}
+
+
+def _as_found(found: Inspection) -> ManifestEntry:
+    lost = any(not problem.key for problem in found.problems)
+    return replace(found.entry, nsamples=found.entry.nsamples + lost)
 
 
 def _hashes(paths: list[Path]) -> list[str]:

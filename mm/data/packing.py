@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mm.data.items import Item, LeftOut
-from mm.data.journal import Journal, FinishedShard, is_begun
+from mm.data.journal import FinishedShard, Journal, is_begun
 from mm.data.keys import UniqueKeys, clean_key
 from mm.data.manifest import Manifest, ManifestEntry
 from mm.data.reworking import Prepared

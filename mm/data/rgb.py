@@ -27,6 +27,12 @@ def find_turn(image: Image.Image) -> Image.Transpose | None:
     return _TURNS.get(orientation) if isinstance(orientation, int) else None
 
 
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height in pixels once an image is upright, without decoding it."""
+    width, height = image.size
+    return (height, width) if find_turn(image) in SIDEWAYS else (width, height)
+
+
 def turned(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
     """Turns or mirrors an image as ``find_turn`` says."""
     return image if turn is None else image.transpose(turn)

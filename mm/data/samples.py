@@ -159,7 +159,8 @@ def parse_captions(
         Captions by language, and metadata.
 
     Raises:
-        DataError: a file isn't UTF-8, isn't JSON, or holds something other than lists of strings.
+        DataError: a file isn't UTF-8, isn't JSON, or holds something other than lists of strings; or a caption has lost
+            characters.
     """
     captions: dict[str, list[str]] = {}
     metadata: dict[str, Any] = {}
@@ -175,6 +176,11 @@ def parse_captions(
         caption = _decode(text, f"{name}.txt").strip()
         if caption:
             captions["en"] = [caption]
+    if any("\ufffd" in text for texts in captions.values() for text in texts):
+        raise DataError(
+            f"{name}: a caption holds U+FFFD, which stands for a lost character; write it again from its source",
+            "caption with lost characters",
+        )
     return captions, metadata
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mm.data.images import read_image_bytes
-from mm.data.manifest import MANIFEST_NAME, ManifestEntry, find_entry, list_shards
+from mm.data.manifest import ManifestEntry, list_shards
 from mm.data.reading import read_shard
 from mm.data.samples import Rejection, Sample, parse_captions, printable
 from mm.data.tar import IMAGE_SUFFIXES
 from mm.errors import DataError, UsageError
+
+Listing = tuple[dict[Path, ManifestEntry | None], list[Rejection]]
+"""The shards of a folder with what its manifest says about each, and what is wrong with the manifest."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,9 @@ def resolve_sources(paths: Sequence[str | Path]) -> list[Source]:
     if not paths:
         raise UsageError("no images were named; give image files, folders or .tar shards")
     sources: dict[Path, Source] = {}
+    list_folder = functools.cache(_list_folder)
     for path in map(Path, paths):
-        for source in _resolve(path):
+        for source in _resolve(path, list_folder):
             sources.setdefault(source.path.absolute(), source)
     return list(sources.values())
 
@@ -131,7 +136,12 @@ def is_shard(path: Path) -> bool:
     return path.suffix.lower() == ".tar"
 
 
-def _resolve(path: Path) -> list[Source]:
+def _list_folder(folder: Path) -> Listing:
+    shards, problems = list_shards(folder)
+    return dict(shards), problems
+
+
+def _resolve(path: Path, list_folder: Callable[[Path], Listing]) -> list[Source]:
     name = printable(str(path))
     try:
         is_folder, is_file, exists = path.is_dir(), path.is_file(), path.exists()
@@ -140,31 +150,37 @@ def _resolve(path: Path) -> list[Source]:
     if not exists:
         raise UsageError(f"{name}: doesn't exist; check the path")
     if is_folder:
-        found = list(_search(path))
+        found = list(_search(path, list_folder))
         if all(source.problem is not None for source in found):
             problems = [source.problem.detail for source in found if source.problem is not None]
             raise UsageError(problems[0] if problems else f"{name}: holds no images or .tar shards")
         return found
     if not is_file:
         raise UsageError(f"{name}: isn't a file or folder; give image files, folders or .tar shards")
-    return _shard(path) if is_shard(path) else [Source(path, printable(path.stem))]
+    if not is_shard(path):
+        return [Source(path, printable(path.stem))]
+    listed, wrong = list_folder(path.parent)
+    return [*_problem_sources(wrong), Source(path, printable(path.stem), listed.get(path))]
 
 
-def _search(folder: Path) -> Iterator[Source]:
+def _search(folder: Path, list_folder: Callable[[Path], Listing]) -> Iterator[Source]:
     problems: list[Rejection] = []
     listed: set[Path] = set()
     for subfolder, names in _folders(folder, problems):
-        shards, wrong = list_shards(subfolder)
+        shards, wrong = list_folder(subfolder)
         problems += wrong
-        for path, expected in shards:
+        for path, expected in shards.items():
             if path not in listed:
                 listed.add(path)
                 yield Source(path, printable(path.stem), expected)
         for path in (subfolder / name for name in names):
             if is_image(path) and path.is_file():
                 yield Source(path, _key(path, folder))
-    for problem in problems:
-        yield Source(Path(problem.source), "", problem=problem)
+    yield from _problem_sources(problems)
+
+
+def _problem_sources(problems: Iterable[Rejection]) -> Iterator[Source]:
+    return (Source(Path(problem.source), "", problem=problem) for problem in problems)
 
 
 def _folders(folder: Path, problems: list[Rejection]) -> Iterator[tuple[Path, list[str]]]:
@@ -181,15 +197,6 @@ def _folders(folder: Path, problems: list[Rejection]) -> Iterator[tuple[Path, li
 
 def _key(path: Path, folder: Path) -> str:
     return printable(path.relative_to(folder).with_suffix("").as_posix())
-
-
-def _shard(path: Path) -> list[Source]:
-    key = printable(path.stem)
-    try:
-        return [Source(path, key, find_entry(path))]
-    except DataError as error:
-        problem = Rejection.of(error, str(path.parent / MANIFEST_NAME), samples=0)
-        return [Source(path.parent / MANIFEST_NAME, "", problem=problem), Source(path, key)]
 
 
 def _read_all(sources: list[Source], captions: bool) -> Iterator[Sample | Rejection]:

@@ -174,6 +174,7 @@ class ShardData(L.LightningDataModule):
                 inspections=inspections,
                 fetch=self.cache.fetch,
                 block=self.block if self.reads_images else 1,
+                verify=self.verify,
             )
             tally = Tally()
             unusable = unusable_samples(shards, inspections, self._need(split), tally)

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import ExifTags, Image
 
 from mm.data.images import DEFAULT_MAX_PIXELS, open_image
 from mm.data.manifest import ManifestEntry
 from mm.data.page import small_jpeg
 from mm.data.parallel import map_in_processes, process_count
 from mm.data.reading import read_shard
+from mm.data.rgb import upright_size
 from mm.data.samples import Sample
 from mm.errors import ImageError
 
@@ -31,7 +31,6 @@ EXAMPLES = 24
 _IDEOGRAPH = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _LETTER = rf"(?:(?![{_IDEOGRAPH}])[^\W_])"
 _WORD = re.compile(rf"[{_IDEOGRAPH}]|{_LETTER}+(?:['’-]{_LETTER}+)*")
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that lie on their side
 
 
 @dataclass
@@ -107,7 +106,7 @@ class Statistics:
         image = open_image(sample.image, sample.source, max_pixels)
         self.samples += 1
         self.formats[image.format or "?"] += 1
-        self.sizes[_upright_size(image)] += 1
+        self.sizes[upright_size(image)] += 1
         self.file_sizes[-(-len(sample.image) // 1024)] += 1
         self.uncaptioned += not sample.captions
         for language, captions in sample.captions.items():
@@ -280,16 +279,6 @@ def _scaled_down(example: tuple[int, Sample]) -> tuple[int, Sample] | None:
         return place, replace(sample, image=small_jpeg(sample.image, sample.source))
     except ImageError:
         return None
-
-
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height in pixels, upright."""
-    width, height = image.size
-    try:
-        turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
-    except Exception:  # damaged metadata says nothing about the pixels
-        turned = False
-    return (height, width) if turned else (width, height)
 
 
 def _digest(content: bytes) -> int:

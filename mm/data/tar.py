@@ -33,6 +33,7 @@ EMPTY = "empty shard"
 NOT_A_TAR = "not a tar"
 
 _BLOCK = 512
+_RECORD = 128 * _BLOCK  # the most that writers of tar files pad them to
 _ZEROS = bytes(_BLOCK)
 _LONGEST_EXTENDED_HEADER = 1 << 20
 _REGULAR = (b"0", b"\0", b"7")
@@ -286,6 +287,12 @@ def _check_end(archive: Archive, position: int) -> None:
             raise _corrupt(archive.name, position, "zeros before data")
         offset += len(rest)
         rest = archive.read(offset, 1 << 20)
+    if archive.size > position + 2 * _BLOCK + _RECORD:
+        message = (
+            f"{archive.name}: {archive.size - position:,} bytes of zeros from byte {position} on, more than pad an "
+            "archive, as in a file that was made before all of it came; get it again"
+        )
+        raise DamagedTarError(message, CUT, position)
 
 
 def _corrupt(path: str, position: int, what: str) -> DamagedTarError:

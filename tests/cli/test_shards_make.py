@@ -84,6 +84,18 @@ def test_captions_of_two_files_and_a_list(run_json: RunJson, photos: Path, tmp_p
     assert samples_in(tmp_path / "out")["red"].captions == {"en": ["a wall"], "zh": ["一面墙"]}
 
 
+def test_what_an_added_file_has_in_vain_is_told(run: Run, run_json: RunJson, photos: Path, tmp_path: Path) -> None:
+    added = tmp_path / "zh.txt"
+    added.write_bytes("red.png#0 一面墙\nblack.png#0 墙\nno caption\n".encode() + b"green.png#0 caf\xe9\n")
+    status, made = run_json("shards", "make", photos, tmp_path / "out", "--add", f"zh={added}")
+    assert (status, made["samples"], made["rejected"]) == (1, 4, 0)
+    assert (made["captions_added"], made["added_not_found"], made["rows_rejected"]) == (1, 1, 2)
+    reasons = {(rejection["source"], rejection["reason"]) for rejection in made["rejections"]}
+    assert reasons == {(str(added), "malformed row"), (str(added), "caption is not UTF-8")}
+    status, out, err = run("shards", "make", photos, tmp_path / "table", "--add", f"zh={added}")
+    assert status == 1 and "malformed row" in err and "rows rejected" in out and "added not found" in out
+
+
 def test_a_split_of_the_source(run_json: RunJson, photos: Path, tmp_path: Path) -> None:
     images = [
         {"filename": f"{name}.png", "split": split, "sentences": [{"raw": f"a {name} wall"}]}

@@ -64,6 +64,15 @@ def test_coco(tmp_path: Path, indent: int | None) -> None:
 
 
 @pytest.mark.parametrize("indent", [None, 1])
+def test_numbers_that_json_can_not_hold_are_null(tmp_path: Path, indent: int | None) -> None:
+    path = tmp_path / "captions.json"
+    image = {"id": 1, "file_name": "a.jpg", "area": float("nan"), "score": float("inf"), "width": 1.5}
+    note = {"image_id": 1, "caption": "a dog"}
+    path.write_text(json.dumps({"images": [image], "annotations": [note]}, indent=indent).replace("1.5", "1e999"))
+    assert read_records(path).get("a.jpg").metadata == {"id": 1, "area": None, "score": None, "width": None}
+
+
+@pytest.mark.parametrize("indent", [None, 1])
 def test_karpathy(tmp_path: Path, indent: int | None) -> None:
     path = tmp_path / "dataset_coco.json"
     path.write_text(json.dumps(KARPATHY, indent=indent))

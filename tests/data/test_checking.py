@@ -9,6 +9,7 @@ from encoding import encode
 from pictures import picture, some_samples, write_tar
 from PIL import Image
 
+from mm.data.archive import Archive
 from mm.data.checking import check_shards, find_shards, unlisted, write_manifests
 from mm.data.manifest import Manifest
 from mm.data.writing import write_shards
@@ -70,6 +71,21 @@ def test_everything_wrong_is_listed(folder: Path) -> None:
         ("cut", "truncated"),
     ]
     assert (len(report.shards), report.samples, report.tally.seen) == (4, 1, 6 + 3)
+
+
+@pytest.mark.parametrize("decode", [False, True])
+def test_a_shard_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch, decode: bool) -> None:
+    opened: list[str] = []
+    original = Archive.__init__
+
+    def noting(archive: Archive, path: Path, name: str | None = None) -> None:
+        opened.append(path.name)
+        original(archive, path, name)
+
+    monkeypatch.setattr(Archive, "__init__", noting)
+    report = check_shards(folder, decode=decode)
+    assert report.ok and opened == [shard.path.name for shard in report.shards]
+    assert [len(shard.keys) for shard in report.shards] == [2, 2, 2]
 
 
 def test_a_key_in_two_shards_is_named_with_both(tmp_path: Path) -> None:

@@ -251,6 +251,31 @@ def test_samples_beyond_the_manifest_take_no_other_samples_places(tmp_path: Path
     assert sorted(seen) == ["0004", "0005", "0006", "0007"]
 
 
+@pytest.mark.parametrize("content", [b"", b"<html>404</html>", None])
+def test_damage_without_a_manifest_counts_too(tmp_path: Path, content: bytes | None) -> None:
+    """How many samples are lost isn't known, but that there are some is."""
+    folder = tiny.shards(tmp_path / "in", 8, per_shard=4)
+    (folder / "manifest.json").unlink()
+    shard = sorted(folder.glob("*.tar"))[0]
+    shard.write_bytes(shard.read_bytes()[:3000] if content is None else content)
+    with pytest.raises(DataError, match="max_reject_rate 0 allows"):
+        data(folder, max_reject_rate=0.0)
+    assert data(folder, max_reject_rate=0.5).ledgers["train"].tally.rejected == 1
+
+
+@pytest.mark.parametrize("behind", [0, 3])
+def test_zeros_in_place_of_samples_are_not_the_end(tmp_path: Path, behind: int) -> None:
+    """As in a file that was made before all of it came."""
+    folder = tiny.shards(tmp_path / "in", 8)
+    (folder / "manifest.json").unlink()
+    (shard,) = folder.glob("*.tar")
+    with tarfile.open(shard) as tar:
+        start = [member.offset for member in tar][2 * behind]
+    shard.write_bytes(shard.read_bytes()[:start] + bytes(1 << 18))
+    with pytest.raises(ShardError, match="bytes of zeros from byte"):
+        data(folder)
+
+
 def test_captions_swapped_between_shards_are_never_paired(tmp_path: Path) -> None:
     """Keys, counts and sizes are as they were; the hash is not."""
     folder = tiny.shards(tmp_path / "in", 8, per_shard=4)

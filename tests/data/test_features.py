@@ -64,6 +64,20 @@ def test_interrupted_filling_goes_on_where_it_stopped(tmp_path: Path, limit: int
     assert idle.seen == 0
 
 
+def test_features_are_on_the_disk_before_their_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mm.data.features.MARK_EVERY", 8)
+    written: list[tuple[str, int]] = []
+    original = np.memmap.flush
+
+    def noting(array: np.memmap) -> None:
+        original(array)
+        written.append((Path(str(array.filename)).stem, int(np.fromfile(tmp_path / "filled.u8", np.uint8).sum())))
+
+    monkeypatch.setattr(np.memmap, "flush", noting)
+    store(tmp_path).fill(pixels, Network(), batch_size=4)
+    assert written == [("features", 0), ("filled", 8), ("features", 8), ("filled", 14)]
+
+
 @pytest.mark.parametrize(("identity", "images"), [("b", 7), ("a", 8)])
 def test_features_of_something_else_are_discarded(tmp_path: Path, identity: str, images: int) -> None:
     store(tmp_path).fill(pixels, Network())

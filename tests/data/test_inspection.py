@@ -152,5 +152,5 @@ def test_a_shard_that_changes_meanwhile_is_not_trusted(manifest: Manifest) -> No
         with entry.path.open("ab") as file:
             file.write(bytes(512))
 
-    (problem,) = inspect_shard(entry.path, entry, progress=change).problems
+    (problem,) = inspect_shard(entry.path, entry, each=change).problems
     assert (problem.reason, problem.samples) == ("shard changed", 4)

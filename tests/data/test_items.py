@@ -17,6 +17,11 @@ def test_sources_of_all_kinds(tmp_path: Path) -> None:
     assert [items.members_left_out() for items in (photos, table, shards, odd)] == [Counter()] * 3 + [{".cls": 2}]
 
 
+def test_keys_are_listed_without_reading_images(tmp_path: Path) -> None:
+    for items in gather(mixed_sources(tmp_path), tmp_path / "out"):
+        assert sorted(items.keys()) == sorted(item.key for item in items)
+
+
 def test_images_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f"{number}.png").write_bytes(photo(number))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mm.data.journal import JOURNAL_NAME, Journal, FinishedShard, is_begun
+from mm.data.journal import JOURNAL_NAME, FinishedShard, Journal, is_begun
 from mm.data.samples import Rejection
 from mm.errors import OutputError
 

@@ -9,7 +9,7 @@ from pictures import picture, some_samples
 
 from mm.data.making import Reading
 from mm.data.packing import ADDED, DUPLICATE_CAPTIONS, DUPLICATES, RENAMED, UNCAPTIONED, Packing
-from mm.data.samples import Tally
+from mm.data.samples import Sample, Tally
 from mm.data.selection import Selection
 from mm.data.shards import write_shards
 from mm.errors import DataError, OptionError, UsageError
@@ -136,6 +136,43 @@ def test_a_list_and_captions_of_another_file(tmp_path: Path) -> None:
         "2": {"en": ["caption 2 0", "caption 2 1"]},
     }
     assert (made.left_out, made.not_found, made.counts[ADDED]) == ({"not in the list": 2}, 1, 2)
+    assert (made.added_not_found, made.rows_rejected) == (1, 0)
+
+
+def test_images_of_the_same_name_are_not_mixed_up(tmp_path: Path) -> None:
+    samples = [Sample(f"{folder}/{number}", "made", picture(number)) for folder in "xy" for number in range(3)]
+    write_shards(samples[:3], tmp_path / "in")
+    for sample in samples[3:-1]:
+        path = tmp_path / "photos" / f"{sample.key}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(sample.image)
+    (tmp_path / "zh.txt").write_text("0.png#0 狗\n2.png#0 猫\ny/1.png#0 鸟\n", encoding="utf-8")
+    (tmp_path / "list.txt").write_text("0.png\n1.png\n2.png\ny/1.png\nx/0.png\n")
+    reading = Reading(listed=tmp_path / "list.txt", add=[f"zh={tmp_path / 'zh.txt'}"])
+    tally = Tally()
+    made = make([tmp_path / "in", tmp_path / "photos"], tmp_path / "out", reading, tally=tally)
+    assert {key: sample.captions for key, sample in samples_in(tmp_path / "out").items()} == {
+        "x/0": {},
+        "x/2": {"zh": ["猫"]},
+        "y/1": {"zh": ["鸟"]},
+    }
+    assert [(Path(rejection.source).name, rejection.key) for rejection in tally.rejections] == [
+        ("zh.txt", "0"),
+        ("list.txt", "0"),
+        ("list.txt", "1"),
+    ]
+    assert set(tally.by_reason()) == {"ambiguous image name"}
+    assert (tally.used, tally.rejected, made.rows_rejected, made.added_not_found) == (3, 0, 3, 0)
+    assert (made.not_found, made.left_out) == (0, {"not in the list": 2})
+
+
+def test_names_in_a_damaged_shard(tmp_path: Path) -> None:
+    write_shards(some_samples(6), tmp_path / "in")
+    shard = tmp_path / "in" / "shard-000000.tar"
+    shard.write_bytes(shard.read_bytes()[:9000])
+    (tmp_path / "list.txt").write_text("key000.png\nkey005.png\n")
+    made = make(tmp_path / "in", tmp_path / "out", Reading(listed=tmp_path / "list.txt"), tally=Tally())
+    assert samples_in(tmp_path / "out").keys() == {"key000"} and made.not_found == 1
 
 
 def test_the_folder_of_shards_may_lie_within_the_source(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pictures import some_samples, write_tar
 
-from mm.data.manifest import KIND, Manifest, find_entry, list_shards
+from mm.data.manifest import KIND, Manifest, list_shards
 from mm.data.shards import write_shards
 from mm.errors import DataError, OutputError, ShardError, UsageError
 
@@ -69,6 +69,17 @@ def test_of_takes_folders_and_shards(folder: Path) -> None:
     assert extra.shards[:3] == manifest.shards and extra.total == 7
 
 
+@pytest.mark.parametrize("listed", [True, False])
+def test_of_counts_a_shard_once(folder: Path, monkeypatch: pytest.MonkeyPatch, listed: bool) -> None:
+    if not listed:
+        (folder / "manifest.json").unlink()
+    last = folder / "shard-000002.tar"
+    monkeypatch.chdir(folder)
+    manifest = Manifest.of([last, folder, last, Path("shard-000000.tar")])
+    assert [shard.path.name[6:12] for shard in manifest.shards] == ["000002", "000000", "000001"]
+    assert manifest.total == 5
+
+
 def test_of_indexes_shards_without_a_manifest(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     written = Manifest.read(folder)
     (folder / "manifest.json").unlink()
@@ -84,7 +95,7 @@ def test_of_counts_a_damaged_shard_up_to_the_damage(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "x.tar", {"a.jpg": b"", "b.jpg": b"", "c.jpg": b""})
     path.write_bytes(path.read_bytes()[:1536])
     (entry,) = Manifest.of(path).shards
-    assert (entry.nsamples, entry.bytes) == (2, 1536)
+    assert (entry.nsamples, entry.bytes) == (3, 1536)  # two before the damage, and at least one lost
 
 
 def test_shards_that_the_manifest_does_not_list_are_left_out(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -199,8 +210,8 @@ def test_unwritable(tmp_path: Path) -> None:
 def test_a_manifest_of_something_else_is_left_alone(folder: Path) -> None:
     (folder / "manifest.json").write_text('{"name": "a web app"}')
     assert Manifest.of(folder).total == 5
-    assert find_entry(folder / "shard-000000.tar") is None
-    assert list_shards(folder)[1] == []
+    shards, problems = list_shards(folder)
+    assert [entry for _, entry in shards] == [None] * 3 and problems == []
 
 
 def test_minimal_wids_manifest(folder: Path) -> None:

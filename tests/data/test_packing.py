@@ -156,6 +156,17 @@ def test_a_full_disk_keeps_what_is_finished(
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
+def test_what_an_added_file_has_in_vain_is_told_once(tmp_path: Path, sources: list[Path]) -> None:
+    (tmp_path / "fr.txt").write_text("key1.png#0 un\nphoto1.png#0 deux\nnone.png#0 trois\nno caption\n")
+    parts, stopped, whole = (*PARTS, Reading(add=[f"fr={tmp_path / 'fr.txt'}"])), Tally(), Tally()
+    with pytest.raises(Stopped):
+        make(sources, tmp_path / "out", *parts, tally=stopped, progress=stop_after(29), workers=1)
+    made = make(sources, tmp_path / "out", *parts, tally=whole)
+    for tally in (stopped, whole):
+        assert [tally.by_reason()[reason] for reason in ("ambiguous image name", "malformed row")] == [1, 1]
+    assert (made.added_not_found, made.rows_rejected) == (1, 2)
+
+
 def test_rejections_are_remembered_with_everything(tmp_path: Path, sources: list[Path], begun: Path) -> None:
     tally = Tally()
     make(sources, begun, *PARTS, tally=tally)

@@ -67,8 +67,7 @@ def test_a_script_is_not_run_again(tmp_path: Path) -> None:
     """As it would be where processes are spawned and nothing guards its main part."""
     script = tmp_path / "script.py"
     script.write_text(
-        "from mm.data.parallel import map_in_processes\n"
-        "print('once', sorted(map_in_processes(abs, [-1, -2, -3], 2)))\n"
+        "from mm.data.parallel import map_in_processes\nprint('once', sorted(map_in_processes(abs, [-1, -2, -3], 2)))\n"
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
     assert done.stdout == "once [1, 2, 3]\n"

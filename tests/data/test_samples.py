@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mm.data.samples import Rejection, Sample, Tally, caption_document, caption_language, parse_captions, printable
+from mm.data.samples import (
+    Rejection,
+    Sample,
+    Tally,
+    caption_document,
+    caption_language,
+    parse_captions,
+    printable,
+    rejection_line,
+)
 from mm.errors import DataError
 
 
@@ -115,6 +124,20 @@ def test_captions_that_cannot_be_written(sample: Sample, reason: str) -> None:
     assert caught.value.reason == reason
 
 
+def test_a_number_that_json_can_not_hold_is_not_written() -> None:
+    with pytest.raises(DataError) as caught:
+        caption_document(Sample("a", "a.png", b"", metadata={"area": float("nan")}))
+    assert caught.value.reason == "metadata is not JSON" and "a.png" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["图片/b.jpg", "b\n.jpg", "b\udcff.jpg"])
+def test_a_rejection_is_a_line_of_json(name: str) -> None:
+    rejection = Rejection("x.tar", name, "truncated", f"{name}: truncated", offset=512)
+    line = rejection_line(rejection)
+    assert line.endswith("\n") and line.count("\n") == 1
+    assert Rejection(**json.loads(line.encode("utf-8", "backslashreplace"))) == rejection
+
+
 def test_tally_accounts_for_everything() -> None:
     tally = Tally()
     items = [Sample("a", "a", b""), Rejection("b", "b", "damaged"), Sample("c", "c", b""), Sample("d", "d", b"")]
@@ -131,3 +154,9 @@ def test_tally_accounts_for_everything() -> None:
 def test_printable_names_stay_on_one_line() -> None:
     assert printable("图片/ä b.jpg") == "图片/ä b.jpg"
     assert printable("a\nb\x1b[31m\udcff") == "a\\nb\\x1b[31m\\udcff"
+
+
+def test_captions_that_lost_characters_are_not_taken() -> None:
+    with pytest.raises(DataError, match=r"U\+FFFD") as caught:
+        parse_captions(b"a caf\xef\xbf\xbd", None, "x")
+    assert caught.value.reason == "caption with lost characters"

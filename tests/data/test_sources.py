@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from pictures import picture, some_samples, write_tar
 
+from mm.data.manifest import Manifest
 from mm.data.samples import Rejection, Sample
 from mm.data.shards import write_shards
 from mm.data.sources import count_images, iter_images, resolve_sources
@@ -45,6 +46,19 @@ def test_count_is_unknown_for_a_shard_without_a_manifest(folder: Path) -> None:
     (folder / "shards" / "manifest.json").unlink()
     assert count_images(resolve_sources([folder])) is None
     assert len(list(iter_images([folder]))) == 6
+
+
+def test_a_manifest_is_read_once_for_all_shards_that_are_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    original = Manifest.parse
+    monkeypatch.setattr(Manifest, "parse", lambda *arguments: read.append(arguments[1]) or original(*arguments))
+    shards = sorted((folder / "shards").glob("*.tar"))
+    assert [source.count for source in resolve_sources([*shards, folder])[:2]] == [2, 1]
+    assert read == [str(folder / "shards" / "manifest.json")]
+    (folder / "shards" / "manifest.json").write_text("{")
+    read.clear()
+    sources = resolve_sources(shards)
+    assert [source.problem is None for source in sources] == [False, True, True] and len(read) == 1
 
 
 def test_captions_beside_files(folder: Path) -> None:

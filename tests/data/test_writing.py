@@ -16,6 +16,7 @@ from mm.data import writing
 from mm.data.manifest import Manifest
 from mm.data.samples import Rejection, Sample, Tally
 from mm.data.shards import check_shards, read_shard, write_shards
+from mm.data.writing import prepare_folder
 from mm.errors import DataError, OptionError, OutputError, ShardError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).map(str.strip).filter(bool)
@@ -119,6 +120,16 @@ def test_output_is_checked_before_any_work(tmp_path: Path) -> None:
         with pytest.raises(OptionError):
             write_shards(never(), tmp_path / "new", **options)
     assert not (tmp_path / "new").exists()
+
+
+def test_what_a_killed_run_left_is_removed_first(tmp_path: Path) -> None:
+    (tmp_path / ".other-000001.tar.tmp").write_bytes(b"half a shard")
+    (tmp_path / ".manifest.json.0011aabb.tmp").write_bytes(b"half a manifest")
+    prepare_folder(tmp_path)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / ".x-000000.tar.tmp").mkdir()
+    with pytest.raises(OutputError, match=r"\.x-000000\.tar\.tmp: can't be removed"):
+        write_shards(never(), tmp_path)
 
 
 @pytest.mark.parametrize(("room", "kept"), [(5000, 0), (25_000, 2), (40_959, 3)])

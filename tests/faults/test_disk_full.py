@@ -163,3 +163,17 @@ def test_mm_fit_says_what_was_needed_and_goes_on_when_there_is_room(tmp_path: Pa
     losses = logged(root, last=True)
     assert losses == {step: loss for step, loss in logged(tmp_path / "whole").items() if step >= 2}
     assert_same_end(tmp_path / "whole", root)
+
+
+@pytest.mark.slow
+def test_no_room_for_logs_is_one_line(tmp_path: Path) -> None:
+    made_data(tmp_path)
+    status, errors = mm_fit(write_config(tmp_path), tmp_path / "run", preexec_fn=limit_logs)
+    assert status == 2, errors
+    assert errors.splitlines()[-1].startswith(f"mm fit: {tmp_path}/run: logs can't be written (File too large): make")
+    assert "Traceback" not in errors
+
+
+def limit_logs() -> None:
+    """Lets the system refuse to write more than 1,000 bytes to a file."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
