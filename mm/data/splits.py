@@ -250,9 +250,11 @@ class ShardData(L.LightningDataModule):
         """Returns what goes into checkpoints.
 
         Returns:
-            ``position``: how many samples training has accounted for; ``samples`` in an epoch, and ``order``, to tell
+            Nothing without training. ``position``: how many samples training has accounted for; ``samples`` in an epoch, and ``order``, to tell
             whether it is still the same; ``rejected``: what was found when samples were read.
         """
+        if self._train is None:
+            return {}
         position = self._position if self._loader is None else self._loader.state_dict()["position"]
         found = [asdict(rejection) for rejection in self.ledgers["train"].found]
         order = self._order
@@ -263,6 +265,8 @@ class ShardData(L.LightningDataModule):
 
         Lightning restores the loader's own state only in the middle of an epoch.
         """
+        if self._train is None:
+            return
         position, total, order = state["position"], self._order.total, self._order.fingerprint
         if state["order"] != order:
             log.warning(

@@ -134,7 +134,7 @@ class Training(L.LightningModule):
         if checkpoint["mm"]["validating"]:
             recount(loops, data.batches_done(before))
         elif trainer.limit_train_batches == 1.0:  # otherwise Lightning's epochs aren't those of the data
-            goes_on(loops, data.epoch, data.batches_done(0))
+            goes_on(loops, data.epoch, data.batches_done(0), checkpoint["global_step"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what it takes to use the weights: architecture and tokenizer.
@@ -142,7 +142,7 @@ class Training(L.LightningModule):
         Raises:
             TrainingError: weights aren't finite, or so large that training has gone wrong.
         """
-        for weights in (checkpoint["state_dict"], checkpoint.get("current_model_state", {})):
+        for weights in (checkpoint.get("state_dict", {}), checkpoint.get("current_model_state", {})):
             bad = [name for name, _ in self.named_parameters() if name in weights and not _sound(weights[name])]
             if bad:
                 raise TrainingError(
@@ -152,7 +152,7 @@ class Training(L.LightningModule):
                 )
         described = describe_build(self.architecture, self.tokenizer, self.preprocessing, self.family)
         described["capabilities"] = list(self.model.capabilities)
-        described["validating"] = self.trainer.validating
+        described["validating"] = self._trainer is not None and self.trainer.validating
         checkpoint["mm"] = described | {"tokenizer": self.tokenizer.to_json()}
 
 

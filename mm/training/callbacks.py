@@ -91,7 +91,7 @@ class LastCheckpoint(_InRootDir):
             return
         if trainer.validating:
             _repeat_validation(trainer)
-        elif self._last_global_step_saved == trainer.global_step:
+        elif not trainer.sanity_checking and self._last_global_step_saved == trainer.global_step:
             return
         try:
             self._save(trainer)
@@ -104,6 +104,8 @@ class LastCheckpoint(_InRootDir):
         told = isinstance(exception, SIGTERMException)
         together = told or trainer.world_size == 1  # other ranks wouldn't come to save it
         hopeless = isinstance(exception, (StoppedAtOnce, OutputError, TrainingError))
+        if trainer.sanity_checking and told:
+            return not hopeless and not _last_of(trainer).exists()
         return self._training and self._between_steps and together and not hopeless
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -130,6 +132,10 @@ def _repeat_validation(trainer: L.Trainer) -> None:
     progress.reset()
     progress.increment_ready()
     progress.increment_started()
+
+
+def _last_of(trainer: L.Trainer) -> Path:
+    return checkpoint_folder(trainer.default_root_dir) / "last.ckpt"
 
 
 def _validates_next(trainer: L.Trainer) -> bool:

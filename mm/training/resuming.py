@@ -9,17 +9,18 @@ from __future__ import annotations
 from typing import Any
 
 
-def goes_on(loops: dict[str, Any], epoch: int, batches: int) -> None:
+def goes_on(loops: dict[str, Any], epoch: int, batches: int, steps: int) -> None:
     """Lets training go on between two batches.
 
     Args:
         loops: ``loops`` of a checkpoint that was saved while training; changed in place.
         epoch: to go on with, from 0.
         batches: how many of the epoch's batches are done.
+        steps: how many steps of the optimizer are done, which loggers count on from.
     """
     fit = loops["fit_loop"]
     progress, state = fit["epoch_loop.batch_progress"], fit["epoch_loop.state_dict"]
-    state["_batches_that_stepped"] += progress["current"]["processed"] - progress["current"]["completed"]
+    state["_batches_that_stepped"] = steps - (not batches)  # Lightning adds one at an epoch's start
     done = progress["total"]["processed"]
     progress["current"] = dict.fromkeys(progress["current"], batches)
     progress["total"] = dict.fromkeys(progress["total"], done)

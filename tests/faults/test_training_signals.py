@@ -59,22 +59,23 @@ def test_stopped_and_gone_on(whole: Path, tmp_path: Path, hook: str, number: int
     assert_same_end(whole / "whole", tmp_path)
 
 
-def test_before_the_first_step_nothing_is_overwritten(whole: Path, tmp_path: Path) -> None:
-    """Neither in the sanity check, nor where a run goes on, which has none."""
+def test_before_the_first_step_the_beginning_is_saved_and_nothing_overwritten(whole: Path, tmp_path: Path) -> None:
+    """In the sanity check, which a run that goes on doesn't have."""
     config = write_config(whole, signal_at("on_validation_batch_start", 0))
     sane = [*SHORT, "--trainer.num_sanity_val_steps", "2"]
     status, errors = mm_fit(config, tmp_path, *sane)
     assert status == TERM, errors
-    assert errors.splitlines()[-1] == "mm fit: stopped by SIGTERM: this run has saved nothing"
-    assert not list(tmp_path.rglob("*.ckpt"))
-    status, errors = mm_fit(write_config(whole), tmp_path, *SHORT, "--trainer.max_steps", "2")
-    assert status == 0, errors
+    assert errors.splitlines()[-1].startswith("mm fit: stopped by SIGTERM: step 0; go on with --ckpt_path last")
     last = tmp_path / "checkpoints/last.ckpt"
     before = last.read_bytes()
-    config = write_config(whole, signal_at("on_train_start", 2))
+    config = write_config(whole, signal_at("on_train_start", 0))
     status, errors = mm_fit(config, tmp_path, *sane, "--ckpt_path", "last")
     assert status == TERM, errors
     assert last.read_bytes() == before
+    status, errors = mm_fit(write_config(whole), tmp_path, *SHORT, "--ckpt_path", "last")
+    assert status == 0, errors
+    assert logged(tmp_path, last=True) == logged(whole / "whole")
+    assert_same_end(whole / "whole", tmp_path)
 
 
 def test_before_training_it_ends_at_once(whole: Path, tmp_path: Path) -> None:

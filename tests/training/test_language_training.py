@@ -130,7 +130,7 @@ def test_four_samples_are_filled_in_exactly(tmp_path: Path) -> None:
     dataset = data._train
     with torch.inference_mode():
         for epoch in range(1000, 1005):  # masks that training didn't see
-            batch = dataset.collate([dataset[Place(epoch, index)] for index in range(4)])
+            batch = dataset.collate(dataset.__getitems__([Place(epoch, index) for index in range(4)]))
             predicted, targets = predict(module.model, batch)
             assert predicted.argmax(-1).tolist() == targets.tolist()
             assert float(module.batch_loss(batch)) < 0.05
@@ -143,7 +143,7 @@ def test_four_samples_are_continued_exactly(tmp_path: Path) -> None:
     data = text_data(tmp_path, train=str(tmp_path / "four"), val=None)
     module.attach(data)
     data.setup("fit")
-    batch = data._train.collate([data._train[Place(0, index)] for index in range(4)])
+    batch = data._train.collate(data._train.__getitems__([Place(0, index) for index in range(4)]))
     predicted = (batch["targets"] != NOTHING).sum()
     with torch.inference_mode():
         loss = float(module.batch_loss(batch))

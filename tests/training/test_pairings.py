@@ -101,7 +101,7 @@ def test_four_samples_are_learned_by_heart(decoder: str, way: str, tmp_path: Pat
     assert float(loss.detach()) < 0.1
     model.eval()
     with torch.inference_mode():
-        about = model.about(model.image_tokens(batch["pixels"]))
+        about = model.about(model.image_tokens(to_pixels(batch["pixels"])))
         start = [[module.tokenizer.languages["en"]]] * 4
         found = generate(
             model.decoder,
