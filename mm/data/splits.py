@@ -250,8 +250,9 @@ class ShardData(L.LightningDataModule):
         """Returns what goes into checkpoints.
 
         Returns:
-            Nothing without training. ``position``: how many samples training has accounted for; ``samples`` in an epoch, and ``order``, to tell
-            whether it is still the same; ``rejected``: what was found when samples were read.
+            Nothing without training. ``position``: how many samples training has accounted for; ``samples`` in an
+            epoch, and ``order``, to tell whether it is still the same; ``rejected``: what was found when samples were
+            read.
         """
         if self._train is None:
             return {}
