@@ -15,8 +15,6 @@ import torch
 import yaml
 from running import tokenizer_file
 
-from mm.cli import main
-
 CONFIG = Path(__file__).parents[1] / "configs" / "vision_language" / "tiny.yaml"
 ANOTHER_DEVICE = Path("/dev/shm")
 
@@ -119,11 +117,6 @@ def mm_fit(config: Path, root: Path, *more: str, **options: Any) -> tuple[int, s
     streams: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     done = subprocess.run(run, env=environment(), start_new_session=True, timeout=300, **streams, **options)
     return done.returncode, done.stderr
-
-
-def mm_fit_here(config: Path, root: Path, *more: str) -> int:
-    """Runs ``mm fit`` in this process: exit status."""
-    return main(command(config, root, *more)[3:])
 
 
 def logged(root: Path, name: str = "train/loss", last: bool = False) -> dict[int, str]:

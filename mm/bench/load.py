@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -184,8 +183,3 @@ def _start(folder: Path, batch_size: int, workers: int, variables: dict[str, str
         run_child(CHILD, ["start", str(batch_size), str(workers), str(folder)], variables)
     )
     return taken | {"process": time.perf_counter() - begin}
-
-
-def processors() -> int:
-    """The number of processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

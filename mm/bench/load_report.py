@@ -6,12 +6,13 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from mm.bench.load import Loaded, Speed, processors
+from mm.bench.load import Loaded, Speed
 from mm.bench.load_data import Collection
 from mm.bench.load_sides import OWN, OWN_DEFAULT
 from mm.bench.measure import median
 from mm.bench.plot import HEIGHT, WIDTH, require_matplotlib
 from mm.bench.report import MIB, Table
+from mm.data.parallel import usable_cpus
 
 OWN_SIDES = (OWN, OWN_DEFAULT)
 START_STEPS = ("import", "setup", "first batch")
@@ -20,7 +21,7 @@ START_STEPS = ("import", "setup", "first batch")
 def figures(found: Loaded) -> dict[str, Any]:
     """Gives everything that was found as plain data."""
     return {
-        "processors": processors(),
+        "processors": usable_cpus(),
         "repeats": found.plan.repeats,
         "collections": [_collection(one) for one in found.collections],
         "speeds": _speeds(found),

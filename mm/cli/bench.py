@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from jsonargparse import Namespace
 
 from mm.cli import common
-from mm.errors import OptionError, UsageError
-from mm.files import write_whole
+from mm.cli.bench_output import measure_and_show, parse
+from mm.errors import UsageError
 
 if TYPE_CHECKING:
     from mm.bench.comparison import Timings
@@ -47,20 +47,10 @@ def run(arguments: Sequence[str], program: str) -> int:
 def _caption(arguments: Sequence[str], program: str) -> int:
     options = _options(arguments, program)
 
-    from mm.bench.plot import draw, require_matplotlib
-    from mm.bench.report import figures, tables
+    from mm.bench import report
+    from mm.bench.plot import draw
 
-    if options.plot is not None:
-        require_matplotlib()
-    found = figures(_measure(options))
-    if options.plot is not None:
-        write_whole(options.plot, draw(found))
-    if options.json:
-        common.print_json(found)
-        return 0
-    for table in tables(found):
-        common.print_table(table.title, table.columns, table.rows)
-    return 0
+    return measure_and_show(options, lambda: _measure(options), draw, report)
 
 
 def _options(arguments: Sequence[str], program: str) -> Namespace:
@@ -70,17 +60,9 @@ def _options(arguments: Sequence[str], program: str) -> Namespace:
         "a BLIP-base that sees 384 x 384 pixels and writes 21 tokens. Captions are compared, peak memory is that of "
         "processes of their own, and times are set beside what the machine allows.",
     )
-    parser.add_argument("--repeats", type=int, default=5, help="how often each case is timed; the medians count")
     parser.add_argument("--device", default="cpu", help="where everything runs: cpu or cuda")
-    parser.add_argument("--quick", action="store_true", help="a small model and at most two repeats: a first look")
-    parser.add_argument("--plot", type=Path | None, default=None, help="draw times and curves into this .png")
-    common.add_json(parser)
-    options = common.parse(parser, arguments)
-    if options.repeats < 1:
-        raise OptionError(f"--repeats must be at least 1, not {options.repeats}")
-    if options.plot is not None:
-        common.check_writable(options.plot)
-    return options
+    quick = "a small model and at most two repeats: a first look"
+    return parse(parser, arguments, "case", "times and curves", quick)
 
 
 def _measure(options: Namespace) -> Timings:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import Namespace
 
 from mm.cli import common
-from mm.errors import OptionError
-from mm.files import write_whole
+from mm.cli.bench_output import measure_and_show, parse
 
 if TYPE_CHECKING:
     from mm.bench.load import Loaded
@@ -21,21 +20,10 @@ def run(arguments: Sequence[str], program: str) -> int:
     """Runs ``mm bench load``."""
     options = _options(arguments, program)
 
-    from mm.bench.load_report import draw, figures, tables
-    from mm.bench.plot import require_matplotlib
+    from mm.bench import load_report
 
-    if options.plot is not None:
-        require_matplotlib()
     with tempfile.TemporaryDirectory(prefix="mm-bench-") as folder:
-        found = figures(_measure(options, Path(folder)))
-    if options.plot is not None:
-        write_whole(options.plot, draw(found))
-    if options.json:
-        common.print_json(found)
-        return 0
-    for table in tables(found):
-        common.print_table(table.title, table.columns, table.rows)
-    return 0
+        return measure_and_show(options, lambda: _measure(options, Path(folder)), load_report.draw, load_report)
 
 
 def _options(arguments: Sequence[str], program: str) -> Namespace:
@@ -49,16 +37,8 @@ def _options(arguments: Sequence[str], program: str) -> Namespace:
     parser.add_argument(
         "--data", nargs="+", default=None, help="folders, shards or patterns of shards, instead of small images made"
     )
-    parser.add_argument("--repeats", type=int, default=5, help="how often each side is timed; the medians count")
-    parser.add_argument("--quick", action="store_true", help="few and small images, at most two repeats: a first look")
-    parser.add_argument("--plot", type=Path | None, default=None, help="draw speeds and stages into this .png")
-    common.add_json(parser)
-    options = common.parse(parser, arguments)
-    if options.repeats < 1:
-        raise OptionError(f"--repeats must be at least 1, not {options.repeats}")
-    if options.plot is not None:
-        common.check_writable(options.plot)
-    return options
+    quick = "few and small images, at most two repeats: a first look"
+    return parse(parser, arguments, "side", "speeds and stages", quick)
 
 
 def _measure(options: Namespace, folder: Path) -> Loaded:

@@ -30,7 +30,7 @@ from mm.training.guarding import LossGuard
 from mm.training.language import LanguageTraining
 from mm.training.memory import keep_large_allocations
 from mm.training.module import VisionLanguageTraining
-from mm.training.saving import WholeCheckpoints, checkpoint_folder
+from mm.training.saving import WholeCheckpoints, checkpoint_file
 from mm.training.stopping import StopOnSignal
 
 # What is trained, and on which data; by the name that the key 'task' of a config file gives it.
@@ -135,7 +135,7 @@ class TrainingCLI(LightningCLI):
 def _find_checkpoint(name: str, root: Path) -> Path:
     """Finds the checkpoint that ``--ckpt_path`` names: a file, or ``last`` or ``best`` under ``default_root_dir``."""
     if name in ("last", "best"):
-        return checkpoint_folder(root) / f"{name}.ckpt"
+        return checkpoint_file(root, name)
     if not Path(name).is_file():
         raise UsageError(f"--ckpt_path {name}: no such file; 'last' goes on from where the last run was stopped")
     return Path(name)
@@ -147,7 +147,7 @@ def _spare_checkpoints(root: Path) -> None:
     Raises:
         UsageError: there are checkpoints of an earlier run.
     """
-    for path in (checkpoint_folder(root) / f"{name}.ckpt" for name in ("last", "best")):
+    for path in (checkpoint_file(root, name) for name in ("last", "best")):
         if path.exists():
             raise UsageError(
                 f"{path} is of an earlier run, and would be overwritten: go on from it with --ckpt_path last, give "

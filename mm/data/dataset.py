@@ -13,10 +13,9 @@ from torch.utils.data import Dataset
 
 from mm.data.features import FeatureStore
 from mm.data.images import decode_image
-from mm.data.opening import Need
 from mm.data.order import Place
 from mm.data.reading import IndexedShards
-from mm.data.samples import Rejection, Sample
+from mm.data.samples import Need, Rejection, Sample
 from mm.data.tokenizer import Tokenizer
 from mm.data.transforms import ImageTransform
 from mm.errors import DataError

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mm.data.opening import faults
-from mm.data.samples import Rejection, Tally
+from mm.data.samples import Rejection, Tally, rejection_line
 from mm.errors import DataError, OutputError, ShardError
 
 log = logging.getLogger(__name__)
@@ -38,6 +36,7 @@ class Ledger:
         self.tally = Tally()
         self.found: list[Rejection] = []  # when samples were read
         self._known: set[tuple[str, str]] = set()
+        self._told: Counter[str] = Counter()  # rejections by reason
 
     def begin(self, tally: Tally, where: str) -> None:
         """Takes up what was found before any sample was used, and begins the file anew.
@@ -69,11 +68,17 @@ class Ledger:
             ShardError: a shard was damaged since, and nothing was said of a limit.
             DataError: more are rejected than the limit allows.
         """
-        self._check(self._take(rejections))
+        if new := self._take(rejections):
+            self._check(new)
 
     def restore(self, found: Sequence[dict[str, Any]]) -> None:
-        """Takes up what a run had found in samples that it read before its checkpoint was saved."""
+        """Takes up what a run had found in samples that it read before its checkpoint was saved.
+
+        Raises:
+            DataError: more are rejected than the limit allows.
+        """
         self._take([Rejection(**rejection) for rejection in found])
+        self._check([])
 
     def _take(self, rejections: Sequence[Rejection]) -> list[Rejection]:
         new = [rejection for rejection in rejections if (rejection.source, rejection.key) not in self._known]
@@ -86,22 +91,18 @@ class Ledger:
 
     def _note(self, rejections: Sequence[Rejection]) -> None:
         """Writes rejections down, and tells of the first of each reason."""
-        shown = Counter(rejection.reason for rejection in self.tally.rejections[: -len(rejections) or None])
-        if not rejections:
-            return
         for rejection in rejections:
-            shown[rejection.reason] += 1
-            if shown[rejection.reason] <= SHOWN:
+            self._told[rejection.reason] += 1
+            if self._told[rejection.reason] <= SHOWN:
                 log.warning("data.%s: rejected: %s: %s", self.split, rejection.reason, rejection.detail)
-            elif shown[rejection.reason] == SHOWN + 1:
+            elif self._told[rejection.reason] == SHOWN + 1:
                 log.warning("data.%s: rejected: %s: and more%s", self.split, rejection.reason, self._listed)
-        if self.report is None:
+        if self.report is None or not rejections:
             return
-        lines = "".join(json.dumps(asdict(rejection), ensure_ascii=False) + "\n" for rejection in rejections)
         try:
             self.report.parent.mkdir(parents=True, exist_ok=True)
             with self.report.open("a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(lines)
+                file.writelines(map(rejection_line, rejections))
         except OSError as error:
             raise OutputError(f"{self.report}: can't be written ({error.strerror})") from error
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import glob
 import itertools
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeGuard
 
@@ -16,7 +15,7 @@ from mm.data.inspection import FAULTS, Inspection
 from mm.data.manifest import Manifest, ManifestEntry
 from mm.data.reading import IndexedShards
 from mm.data.remote import is_remote, remote_manifest
-from mm.data.samples import Rejection, Tally
+from mm.data.samples import Need, Rejection, Tally
 from mm.errors import UsageError
 
 Sources = str | Sequence[str] | Mapping[str, float]
@@ -65,20 +64,6 @@ def find_manifest(sources: Sources, cache: ShardCache | None = None) -> Manifest
         for name in names:
             entries += remote_manifest(name, cache or ShardCache()).shards
     return Manifest(entries)
-
-
-@dataclass(frozen=True)
-class Need:
-    """What samples need to be used: a caption in one of each group of languages."""
-
-    groups: tuple[tuple[str, ...], ...] = ()
-
-    def lack(self, languages: Collection[str]) -> str | None:
-        """Says what is missing from a sample with captions in some languages; None for nothing."""
-        for group in self.groups:
-            if not any(language in languages for language in group):
-                return f"no caption in {' or '.join(group)}"
-        return None
 
 
 def unusable_samples(

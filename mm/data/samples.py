@@ -25,6 +25,20 @@ def printable(name: str) -> str:
 
 
 @dataclass(frozen=True)
+class Need:
+    """What samples need to be used: a caption in one of each group of languages."""
+
+    groups: tuple[tuple[str, ...], ...] = ()
+
+    def lack(self, languages: Collection[str]) -> str | None:
+        """Says what is missing from a sample with captions in some languages; None for nothing."""
+        for group in self.groups:
+            if not any(language in languages for language in group):
+                return f"no caption in {' or '.join(group)}"
+        return None
+
+
+@dataclass(frozen=True)
 class Sample:
     """One image, still encoded, with its captions and metadata.
 
@@ -44,9 +58,7 @@ class Sample:
 
     def lacks(self, languages: Collection[str]) -> str | None:
         """Says that there is no caption in any of these languages; None where there is one."""
-        if any(self.captions.get(language) for language in languages):
-            return None
-        return f"no caption in {' or '.join(languages)}"
+        return Need((tuple(languages),)).lack([language for language, texts in self.captions.items() if texts])
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ from mm.data.known import KnownShards
 from mm.data.ledger import Ledger
 from mm.data.loading import Loader, OrderedBatches, ResumableLoader
 from mm.data.manifest import Manifest
-from mm.data.opening import Need, find_manifest, unusable_samples, weighted
+from mm.data.opening import find_manifest, unusable_samples, weighted
 from mm.data.order import BLOCK, Place, SampleOrder
 from mm.data.ranks import same_on_all_ranks
 from mm.data.reading import IndexedShards
-from mm.data.samples import Tally
+from mm.data.samples import Need, Tally
 from mm.data.workers import quiet_worker
 from mm.errors import OptionError, UsageError
 

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 
 from mm.data.dataset import Batch, PlacedSet
-from mm.data.opening import Need
 from mm.data.order import Place
 from mm.data.reading import IndexedShards
-from mm.data.samples import Sample
+from mm.data.samples import Need, Sample
 from mm.data.splits import ShardData, Watch, require, unwatched
 from mm.data.tokenizer import Tokenizer
 from mm.errors import OptionError

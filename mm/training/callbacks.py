@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mm.errors import OptionError, OutputError, TrainingError
 from mm.files import remove_leftovers
-from mm.training.saving import checkpoint_folder
+from mm.training.saving import checkpoint_file, checkpoint_folder
 from mm.training.stopping import StoppedAtOnce
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ class _InRootDir(ModelCheckpoint):
         self._settle(trainer)
         super().setup(trainer, pl_module, stage)
         if stage == "fit" and trainer.is_global_zero:
-            remove_leftovers(checkpoint_folder(trainer.default_root_dir) / f"{self.filename}{self.FILE_EXTENSION}")
+            remove_leftovers(checkpoint_file(trainer.default_root_dir, str(self.filename)))
 
     def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:
         # Lightning resolves ``ckpt_path="last"`` before ``setup``, and would look in the folder of the logger.
@@ -105,7 +105,7 @@ class LastCheckpoint(_InRootDir):
         together = told or trainer.world_size == 1  # other ranks wouldn't come to save it
         hopeless = isinstance(exception, (StoppedAtOnce, OutputError, TrainingError))
         if trainer.sanity_checking and told:
-            return not hopeless and not _last_of(trainer).exists()
+            return not hopeless and not checkpoint_file(trainer.default_root_dir, "last").exists()
         return self._training and self._between_steps and together and not hopeless
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -132,10 +132,6 @@ def _repeat_validation(trainer: L.Trainer) -> None:
     progress.reset()
     progress.increment_ready()
     progress.increment_started()
-
-
-def _last_of(trainer: L.Trainer) -> Path:
-    return checkpoint_folder(trainer.default_root_dir) / "last.ckpt"
 
 
 def _validates_next(trainer: L.Trainer) -> bool:

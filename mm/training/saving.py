@@ -75,3 +75,8 @@ def _unsaved(checkpoint: dict[str, Any], path: Path, reason: OSError) -> str:
 def checkpoint_folder(root: str | Path) -> Path:
     """Where a run under ``default_root_dir`` keeps its checkpoints."""
     return Path(root).absolute() / "checkpoints"
+
+
+def checkpoint_file(root: str | Path, name: str) -> Path:
+    """Where a run under ``default_root_dir`` keeps its checkpoint of a name, ``last`` or ``best``."""
+    return checkpoint_folder(root) / f"{name}.ckpt"
