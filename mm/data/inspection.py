@@ -105,6 +105,16 @@ class Inspection:
         """Whether the archive can't be trusted as a whole."""
         return any(problem.reason in FAULTS for problem in self.problems)
 
+    @property
+    def fault(self) -> Rejection | None:
+        """What is wrong with the shard as a whole, if anything."""
+        return next((problem for problem in self.problems if not problem.key), None)
+
+    def raise_fault(self) -> None:
+        """Raises a ``ShardError`` if something is wrong with the shard as a whole."""
+        if self.fault is not None:
+            raise ShardError(self.fault.detail, self.fault.reason, self.fault.offset)
+
     def against(self, expected: ManifestEntry) -> Inspection:
         """The same findings, held against a manifest.
 
@@ -117,7 +127,7 @@ class Inspection:
         there = len(self.languages)
         problems = [problem for problem in self.problems if problem.key]
         unusable = {place for place in self.unusable if place < there}
-        problem = next((problem for problem in self.problems if not problem.key), None)
+        problem = self.fault
         trusted = min(there, expected.nsamples)
         name = expected.remote or self.entry.name
         if problem is None and (error := disagreement(name, self.entry, expected)) is not None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from mm.data.entries import KIND, ManifestEntry, parse_entries
 from mm.data.samples import Rejection
-from mm.errors import DataError, OutputError, ShardError, UsageError
+from mm.errors import DataError, OutputError, UsageError
 from mm.files import write_whole
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class Manifest:
             raise UsageError(f"{folder}: isn't a folder; give the folder that holds the shards")
         inspections = _inspect(_tars(folder), verify=True, progress=progress)
         for found in inspections:
-            _raise_damage(found)
+            found.raise_fault()
         return cls([found.entry for found in inspections])
 
     def write(self, path: str | Path) -> Path:
@@ -246,8 +246,7 @@ def _index(paths: list[Path]) -> dict[Path, ManifestEntry]:
 
 
 def _as_found(found: Inspection) -> ManifestEntry:
-    lost = any(not problem.key for problem in found.problems)
-    return replace(found.entry, nsamples=found.entry.nsamples + lost)
+    return replace(found.entry, nsamples=found.entry.nsamples + (found.fault is not None))
 
 
 def _hashes(paths: list[Path]) -> list[str]:
@@ -255,7 +254,7 @@ def _hashes(paths: list[Path]) -> list[str]:
     hashes = []
     for found in _inspect(paths, verify=True, remember=True):
         if found.entry.sha256 is None:
-            _raise_damage(found)
+            found.raise_fault()
         hashes.append(str(found.entry.sha256))
     return hashes
 
@@ -267,10 +266,3 @@ def _inspect(
     from mm.data.known import KnownShards
 
     return inspect_shards(paths, verify=verify, known=KnownShards() if remember else None, progress=progress)
-
-
-def _raise_damage(found: Inspection) -> None:
-    """Raises what is wrong with a shard as a whole, if anything."""
-    for problem in found.problems:
-        if not problem.key:
-            raise ShardError(problem.detail, problem.reason, problem.offset)

@@ -184,7 +184,5 @@ def _verified(archive: Archive, entry: ManifestEntry, path: Path) -> Inspection:
         with suppress(OSError):  # a cache that may only be read
             path.unlink(missing_ok=True)
         raise ShardError(f"{entry.name}: its copy {path} differs from the manifest's SHA-256", HASH_DIFFERS)
-    for problem in found.problems:
-        if not problem.key:
-            raise ShardError(problem.detail, problem.reason, problem.offset)
+    found.raise_fault()
     return found
