@@ -32,9 +32,9 @@ def bytes_in_memory(name):
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
 
-load_model(sys.argv[1], "int8")  # imports everything that loading needs
 for line in sys.stdin:
-    if not os.fork():  # each model in a process of its own, whose peak it alone decides
+    if not os.fork():  # each model in a process of its own, whose peak it alone decides; before any thread has started
+        load_model(sys.argv[1], "int8")  # imports everything that loading needs
         folder, precision = line.split()
         before = bytes_in_memory("VmRSS:")
         model = load_model(folder, None if precision == "None" else precision).model
