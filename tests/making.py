@@ -10,15 +10,15 @@ from typing import Any
 
 from PIL import Image
 
-from mm.data.making import Made, make_shards
-from mm.data.manifest import Manifest
-from mm.data.packing import Packing
-from mm.data.reading import read_shard
-from mm.data.reworking import Rework
+from mm.data.making.packing import Packing
+from mm.data.making.reworking import Rework
+from mm.data.making.selection import Selection
+from mm.data.making.shards import Made, make_shards
+from mm.data.making.splitting import Splits
 from mm.data.samples import Sample, Tally
-from mm.data.selection import Selection
-from mm.data.splitting import Splits
-from mm.data.writing import write_shards
+from mm.data.shards.manifest import Manifest
+from mm.data.shards.reading import read_shard
+from mm.data.shards.writing import write_shards
 
 SPLITS = Splits({"train": 0.6, "val": 0.4})
 

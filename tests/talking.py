@@ -15,8 +15,8 @@ from torch import Tensor
 
 from mm.data.dataset import Batch
 from mm.data.samples import Sample
+from mm.data.shards.writing import write_shards
 from mm.data.texts import TextData
-from mm.data.writing import write_shards
 from mm.models import TextParts
 from mm.training.language import LanguageTraining
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from encoding import encode
 from PIL import Image
 
-from mm.data.manifest import Manifest
 from mm.data.samples import Sample
+from mm.data.shards.manifest import Manifest
 
 BLOCK = 512
 END = bytes(2 * BLOCK)

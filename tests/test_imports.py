@@ -36,6 +36,16 @@ ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 
+# What each folder of mm.data may import of the others, and nothing beside them: shards are made and reported on from
+# without, and training reads them in place.
+WITHIN_DATA: dict[str, set[str]] = {
+    "shards": set(),
+    "remote": {"shards"},
+    "making": {"shards"},
+    "reports": {"shards"},
+    "": {"shards", "remote"},
+}
+
 
 def part(module: str) -> str:
     """The part of mm that a module belongs to: ``search`` for ``mm.search.gallery``, nothing for ``mm`` itself."""
@@ -79,6 +89,17 @@ def test_imports_point_one_way(path: Path) -> None:
             assert "pipeline" in ALLOWED[own], f"{path} imports mm itself"
             continue
         assert part(module) in ALLOWED[own] | {own}, f"{path} imports {module}"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "mm/data").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT / "mm/data"))
+)
+def test_folders_of_data_import_one_way(path: Path) -> None:
+    folder = ".".join(path.relative_to(ROOT / "mm/data").parts[:-1])
+    for module in imports(path):
+        used = module.split(".")[2] if module.startswith("mm.data.") else ""
+        if used in WITHIN_DATA and used != folder:
+            assert used in WITHIN_DATA[folder] | {""}, f"{path} imports {module}"
 
 
 def test_the_order_of_parts_has_no_circle() -> None:

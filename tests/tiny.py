@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from mm.data.samples import Sample
+from mm.data.shards.writing import write_shards
 from mm.data.tokenizer import Tokenizer
-from mm.data.writing import write_shards
 from mm.models import Architecture, Conditioning, Head, SpecialTokens, TextTransformer, VisionLanguageModel, build
 from mm.models.presets import block
 

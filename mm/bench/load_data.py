@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mm.data.manifest import Manifest, ManifestEntry
 from mm.data.opening import find_manifest
 from mm.data.samples import Sample
-from mm.data.tar import IMAGE_SUFFIXES
-from mm.data.writing import write_shards
+from mm.data.shards.manifest import Manifest, ManifestEntry
+from mm.data.shards.tar import IMAGE_SUFFIXES
+from mm.data.shards.writing import write_shards
 from mm.errors import DataError
 
 CAPTION = "a picture of nothing, number {}"

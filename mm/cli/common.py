@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from jsonargparse import ArgumentParser, Namespace
 
 from mm.data.ahead import map_ahead
-from mm.data.cache import ShardCache
 from mm.data.images import DEFAULT_MAX_PIXELS, decode_image
-from mm.data.manifest import Manifest
-from mm.data.reading import read_shard
+from mm.data.remote.cache import ShardCache
 from mm.data.samples import Rejection, Sample, Tally
+from mm.data.shards.manifest import Manifest
+from mm.data.shards.reading import read_shard
 from mm.errors import ImageError, OptionError, OutputError, ShardError
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 
 from mm.cli import common, decoding
-from mm.data.manifest import Manifest
 from mm.data.samples import Rejection, Sample, Tally
+from mm.data.shards.manifest import Manifest
 from mm.errors import OptionError, ShardError, UsageError
 from mm.files import write_whole
 

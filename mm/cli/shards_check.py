@@ -13,8 +13,8 @@ from mm.cli import common
 from mm.errors import DataError, OptionError, UsageError
 
 if TYPE_CHECKING:
-    from mm.data.checking import ShardReport
     from mm.data.samples import Rejection
+    from mm.data.shards.checking import ShardReport
 
 LISTED = 200
 """The most problems that are printed one by one; ``--json`` gives all."""
@@ -63,8 +63,8 @@ def run(arguments: Sequence[str], program: str) -> int:
 
 
 def _check(options: Any) -> int:
-    from mm.data.checking import check_shards, count_samples, find_shards, unlisted, write_manifests
-    from mm.data.writing import prepare_folder, refuse_shards
+    from mm.data.shards.checking import check_shards, count_samples, find_shards, unlisted, write_manifests
+    from mm.data.shards.writing import prepare_folder, refuse_shards
     from mm.progress import progress
 
     if options.repair is not None:
@@ -101,7 +101,7 @@ def _check(options: Any) -> int:
 
 def _repair(report: ShardReport, out: Path) -> dict[str, Any]:
     """Writes clean shards, where anything is wrong; gives figures about it."""
-    from mm.data.repairing import repair_shards
+    from mm.data.shards.repairing import repair_shards
     from mm.progress import progress
 
     if report.ok:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mm.cli import common
 
 if TYPE_CHECKING:
-    from mm.data.leaks import Fingerprints
+    from mm.data.reports.leaks import Fingerprints
 
 
 def report_leaks(train: str, test: str, html: Path | None, max_pixels: int, *, as_json: bool) -> int:
@@ -25,7 +25,7 @@ def report_leaks(train: str, test: str, html: Path | None, max_pixels: int, *, a
     Returns:
         The exit status: 1 where a pair was found, or an image couldn't be read.
     """
-    from mm.data.leaks import find_leaks
+    from mm.data.reports.leaks import find_leaks
     from mm.progress import progress
 
     if html is not None:
@@ -34,7 +34,7 @@ def report_leaks(train: str, test: str, html: Path | None, max_pixels: int, *, a
     with progress("Compare", "images") as update:
         leaks = find_leaks(known, probed, common.counter(update, len(probed)))
     if html is not None:
-        from mm.data.leaks_page import leaks_page
+        from mm.data.reports.leaks_page import leaks_page
         from mm.files import write_whole
 
         write_whole(html, leaks_page(f"{train} and {test}", leaks).encode())
@@ -53,8 +53,8 @@ def report_leaks(train: str, test: str, html: Path | None, max_pixels: int, *, a
 
 
 def _fingerprints(path: str, max_pixels: int) -> Fingerprints:
-    from mm.data.checking import count_samples, find_shards
-    from mm.data.leaks import fingerprint_shards
+    from mm.data.reports.leaks import fingerprint_shards
+    from mm.data.shards.checking import count_samples, find_shards
     from mm.progress import progress
 
     shards, _ = find_shards(path)

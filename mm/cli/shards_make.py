@@ -13,12 +13,12 @@ from typing import Any
 from jsonargparse import Namespace
 
 from mm.cli import common
-from mm.data.making import Made, Reading, make_shards
-from mm.data.packing import ADDED, DUPLICATE_CAPTIONS, DUPLICATES, RENAMED, UNCAPTIONED, Packing
-from mm.data.reworking import Rework
+from mm.data.making.packing import ADDED, DUPLICATE_CAPTIONS, DUPLICATES, RENAMED, UNCAPTIONED, Packing
+from mm.data.making.reworking import Rework
+from mm.data.making.selection import Selection
+from mm.data.making.shards import Made, Reading, make_shards
+from mm.data.making.splitting import ONE, Splits
 from mm.data.samples import Tally
-from mm.data.selection import Selection
-from mm.data.splitting import ONE, Splits
 from mm.errors import DataError, ShardError
 
 _DESCRIPTION = (

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mm.cli import common
-from mm.data.checking import count_samples, find_shards
+from mm.data.shards.checking import count_samples, find_shards
 
 if TYPE_CHECKING:
-    from mm.data.leaks import Leak
-    from mm.data.manifest import ManifestEntry
+    from mm.data.reports.leaks import Leak
+    from mm.data.shards.manifest import ManifestEntry
 
 FREQUENT = 12
 
@@ -31,7 +31,7 @@ def run(arguments: Sequence[str], program: str) -> int:
         common.check_writable(options.html)
     shards, problems = find_shards(options.shards)
 
-    from mm.data.stats import count_shards, figures
+    from mm.data.reports.stats import count_shards, figures
     from mm.progress import progress
 
     total = count_samples(shards)
@@ -46,7 +46,7 @@ def run(arguments: Sequence[str], program: str) -> int:
     if near is not None:
         found["images"]["near_duplicates"] = [leak.document() for leak in near]
     if options.html is not None:
-        from mm.data.stats_page import stats_page
+        from mm.data.reports.stats_page import stats_page
         from mm.files import write_whole
 
         write_whole(options.html, stats_page(", ".join(options.shards), counted, near).encode())
@@ -60,7 +60,7 @@ def run(arguments: Sequence[str], program: str) -> int:
 def _near_duplicates(
     shards: Sequence[tuple[Path, ManifestEntry | None]], total: int | None, max_pixels: int
 ) -> list[Leak]:
-    from mm.data.leaks import find_repeats, fingerprint_shards
+    from mm.data.reports.leaks import find_repeats, fingerprint_shards
     from mm.progress import progress
 
     with progress("Decode", "images") as update:

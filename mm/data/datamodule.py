@@ -12,9 +12,9 @@ from torch import Tensor
 
 from mm.data.dataset import EvaluationSet, TrainingSet
 from mm.data.features import FeatureStore
-from mm.data.reading import IndexedShards
 from mm.data.samples import Need
-from mm.data.splits import ShardData, Watch, require, unwatched
+from mm.data.shard_data import ShardData, Watch, require, unwatched
+from mm.data.shards.reading import IndexedShards
 from mm.data.tokenizer import Tokenizer
 from mm.data.transforms import ImageTransform, Preprocessing
 from mm.errors import OptionError

@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 from mm.data.features import FeatureStore
 from mm.data.images import decode_image
 from mm.data.order import Place
-from mm.data.reading import IndexedShards
 from mm.data.samples import Need, Rejection, Sample
+from mm.data.shards.reading import IndexedShards
 from mm.data.tokenizer import Tokenizer
 from mm.data.transforms import ImageTransform
 from mm.errors import DataError

@@ -10,12 +10,12 @@ from typing import TypeGuard
 
 import numpy as np
 
-from mm.data.cache import ShardCache
-from mm.data.inspection import FAULTS, Inspection
-from mm.data.manifest import Manifest, ManifestEntry
-from mm.data.reading import IndexedShards
-from mm.data.remote import is_remote, remote_manifest
+from mm.data.remote.cache import ShardCache
+from mm.data.remote.folders import is_remote, remote_manifest
 from mm.data.samples import Need, Rejection, Tally
+from mm.data.shards.inspection import FAULTS, Inspection
+from mm.data.shards.manifest import Manifest, ManifestEntry
+from mm.data.shards.reading import IndexedShards
 from mm.errors import UsageError
 
 Sources = str | Sequence[str] | Mapping[str, float]

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mm.data.images import read_image_bytes
-from mm.data.manifest import ManifestEntry, list_shards
-from mm.data.reading import read_shard
 from mm.data.samples import Rejection, Sample, parse_captions, printable
-from mm.data.tar import IMAGE_SUFFIXES
+from mm.data.shards.manifest import ManifestEntry, list_shards
+from mm.data.shards.reading import read_shard
+from mm.data.shards.tar import IMAGE_SUFFIXES
 from mm.errors import DataError, UsageError
 
 Listing = tuple[dict[Path, ManifestEntry | None], list[Rejection]]

@@ -11,9 +11,9 @@ import torch
 
 from mm.data.dataset import Batch, PlacedSet
 from mm.data.order import Place
-from mm.data.reading import IndexedShards
 from mm.data.samples import Need, Sample
-from mm.data.splits import ShardData, Watch, require, unwatched
+from mm.data.shard_data import ShardData, Watch, require, unwatched
+from mm.data.shards.reading import IndexedShards
 from mm.data.tokenizer import Tokenizer
 from mm.errors import OptionError
 

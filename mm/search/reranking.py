@@ -87,7 +87,7 @@ def _read(uri: str) -> bytes:
 
 
 def _read_member(shard: Path, uri: str) -> bytes:
-    from mm.data.tar import groups
+    from mm.data.shards.tar import groups
 
     for group in groups(shard):
         if group.image is not None and os.path.normpath(f"{shard}/{group.key}.{group.image}") == uri:

@@ -11,7 +11,7 @@ from torch import Tensor
 from mm.checkpoints.directory import Loaded, special_tokens
 from mm.checkpoints.resolve import find_tokenizer, load_model
 from mm.data.dataset import Batch
-from mm.data.splits import Watch, unwatched
+from mm.data.shard_data import Watch, unwatched
 from mm.data.texts import Learns, TextData
 from mm.data.tokenizer import Tokenizer
 from mm.errors import CapabilityError, OptionError

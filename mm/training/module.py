@@ -18,7 +18,7 @@ from mm.checkpoints.resolve import find_tokenizer, load_vision_language
 from mm.checkpoints.starting import start_from_parts
 from mm.data.datamodule import CaptionData
 from mm.data.dataset import Batch
-from mm.data.splits import Watch, unwatched
+from mm.data.shard_data import Watch, unwatched
 from mm.data.tokenizer import Tokenizer
 from mm.data.transforms import Preprocessing, to_pixels
 from mm.errors import OptionError

@@ -6,7 +6,7 @@ import pytest
 
 from mm.bench.load_data import make_collection, open_collection, simulate_shards, unpack
 from mm.bench.load_photos import make_photos
-from mm.data.manifest import Manifest
+from mm.data.shards.manifest import Manifest
 from mm.errors import DataError, UsageError
 
 PHOTOS = list(make_photos(5, 32, 24))

@@ -45,7 +45,7 @@ def photos(tmp_path: Path) -> Path:
 def shards(tmp_path: Path) -> Path:
     """A folder with a shard of captioned photos."""
     from mm.data.samples import Sample
-    from mm.data.shards import write_shards
+    from mm.data.shards.writing import write_shards
 
     samples = []
     for name, colour in COLOURS.items():

@@ -5,7 +5,7 @@ import tarfile
 import pytest
 from PIL import Image
 
-from mm.data.manifest import Manifest
+from mm.data.shards.manifest import Manifest
 
 TASKS = ("captioning", "retrieval")
 
@@ -64,7 +64,7 @@ def test_retrieval_equals_ranking_by_hand(run_json, model, shards):
     import numpy as np
 
     import mm
-    from mm.data.shards import IndexedShards
+    from mm.data.shards.reading import IndexedShards
     from mm.metrics import retrieval_metrics
 
     status, figures = run_json("eval", "retrieval", "--data", shards, "--model", model, "--batch_size", 3)

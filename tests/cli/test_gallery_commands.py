@@ -253,7 +253,8 @@ def test_bad_photos_among_good_ones(run_json, model, photos, tmp_path):
 
 def test_bad_members_of_a_shard(run_json, model, shards, tmp_path):
     from mm.data.samples import Sample
-    from mm.data.shards import read_shard, write_shards
+    from mm.data.shards.reading import read_shard
+    from mm.data.shards.writing import write_shards
 
     bad = tmp_path / "bad"
     good = [sample for sample in read_shard(next(shards.glob("*.tar"))) if isinstance(sample, Sample)]

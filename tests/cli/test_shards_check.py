@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageOps
 
-from mm.data.manifest import Manifest
 from mm.data.samples import Sample
-from mm.data.writing import write_shards
+from mm.data.shards.manifest import Manifest
+from mm.data.shards.writing import write_shards
 
 Run = Callable[..., tuple[int, str, str]]
 RunJson = Callable[..., tuple[int, dict]]

@@ -33,7 +33,7 @@ def test_rejections_are_listed_when_writing_fails(
     def full(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mm.data.writing.open_file", full)
+    monkeypatch.setattr("mm.data.shards.writing.open_file", full)
     status, _, err = run("shards", "make", photos, tmp_path / "out")
     assert status == 1
     assert "No space left on device" in err and "Rejected: 1 of 1" in err and "empty file" in err

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from mm.data.samples import Sample
-from mm.data.writing import write_shards
+from mm.data.shards.writing import write_shards
 
 Run = Callable[..., tuple[int, str, str]]
 RunJson = Callable[..., tuple[int, dict]]

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from pictures import picture, some_samples, write_tar
 
-from mm.data.manifest import Manifest
-from mm.data.shards import write_shards
+from mm.data.shards.manifest import Manifest
+from mm.data.shards.writing import write_shards
 
 KEYS = tuple(f"key{number:03d}" for number in range(6))
 BLOCK = 512

@@ -21,12 +21,12 @@ from tokenizers import models, pre_tokenizers
 from mm.data.datamodule import CaptionData
 from mm.data.dataset import TrainingSet
 from mm.data.ledger import Ledger
-from mm.data.manifest import Manifest
 from mm.data.opening import expand
 from mm.data.order import Place
 from mm.data.samples import Rejection, Sample, Tally
+from mm.data.shards.manifest import Manifest
+from mm.data.shards.writing import write_shards
 from mm.data.tokenizer import Tokenizer, clean_caption
-from mm.data.writing import write_shards
 from mm.errors import DataError, OptionError, ShardError, UsageError
 
 WORDS = tiny.tokenizer()

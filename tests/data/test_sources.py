@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from pictures import picture, some_samples, write_tar
 
-from mm.data.manifest import Manifest
 from mm.data.samples import Rejection, Sample
-from mm.data.shards import write_shards
+from mm.data.shards.manifest import Manifest
+from mm.data.shards.writing import write_shards
 from mm.data.sources import count_images, iter_images, resolve_sources
 from mm.errors import UsageError
 

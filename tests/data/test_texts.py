@@ -12,10 +12,10 @@ from talking import texts, word_tokenizer
 from tokenizers import Tokenizer as Backend
 from tokenizers.processors import TemplateProcessing
 
-from mm.data.manifest import Manifest
 from mm.data.order import Place
 from mm.data.samples import Sample
-from mm.data.shards import IndexedShards
+from mm.data.shards.manifest import Manifest
+from mm.data.shards.reading import IndexedShards
 from mm.data.texts import NOTHING, Continued, Masked, TextData, TextSet, Translated
 from mm.data.tokenizer import Tokenizer, clean_caption
 from mm.errors import DataError, OptionError, UsageError

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from tars import facts
 
-from mm.data.inspection import inspect_shards
-from mm.data.manifest import Manifest
 from mm.data.samples import Rejection, Sample, Tally
-from mm.data.shards import IndexedShards, check_shards, read_shard, write_shards
+from mm.data.shards.checking import check_shards
+from mm.data.shards.inspection import inspect_shards
+from mm.data.shards.manifest import Manifest
+from mm.data.shards.reading import IndexedShards, read_shard
+from mm.data.shards.writing import write_shards
 from mm.errors import DataError
 
 COUNT = 6

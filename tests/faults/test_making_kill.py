@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from making import content, mixed_sources
 
-from mm.data.journal import JOURNAL_NAME
+from mm.data.making.journal import JOURNAL_NAME
 
 KILLS = 8
 

@@ -14,7 +14,7 @@ import tiny
 import yaml
 from fitting import command, environment, mm_fit, write_config
 
-from mm.data.manifest import Manifest
+from mm.data.shards.manifest import Manifest
 
 pytestmark = pytest.mark.slow
 
@@ -93,10 +93,10 @@ def test_ranks_that_see_other_samples_are_told_apart(tmp_path: Path, root: Path,
     script = tmp_path / "two.py"
     script.write_text(
         "import os, sys\n"
-        "import mm.data.splits as splits\n"
-        "find = splits.find_manifest\n"
+        "from mm.data import shard_data\n"
+        "find = shard_data.find_manifest\n"
         "second = os.environ.get('LOCAL_RANK') == '1'\n"
-        f"splits.find_manifest = lambda named, cache: find({str(other)!r} if second else named, cache)\n"
+        f"shard_data.find_manifest = lambda named, cache: find({str(other)!r} if second else named, cache)\n"
         "from mm.cli import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )

@@ -19,11 +19,11 @@ import pytest
 from aiohttp import ClientSession
 from serving import Answer, Site, manifest_of, serving
 
-from mm.data import fetching
-from mm.data.cache import ShardCache
-from mm.data.entries import ManifestEntry
-from mm.data.manifest import HASH_DIFFERS
-from mm.data.remote import remote_manifest
+from mm.data.remote import fetching
+from mm.data.remote.cache import ShardCache
+from mm.data.remote.folders import remote_manifest
+from mm.data.shards.entries import ManifestEntry
+from mm.data.shards.manifest import HASH_DIFFERS
 from mm.errors import DataError, OptionError, OutputError, ShardError, UsageError
 
 CONTENT = bytes(range(256)) * 2000

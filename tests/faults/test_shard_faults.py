@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from tars import BLOCK, facts, member, sample_members, tar, unpack, write_folder
 
-from mm.data.inspection import FAULTS, Inspection, inspect_shard, inspect_shards
-from mm.data.manifest import Manifest
-from mm.data.reading import IndexedShards, read_shard
 from mm.data.samples import Rejection, Sample, Tally
+from mm.data.shards.inspection import FAULTS, Inspection, inspect_shard, inspect_shards
+from mm.data.shards.manifest import Manifest
+from mm.data.shards.reading import IndexedShards, read_shard
 from mm.errors import DataError, ShardError
 
 COUNT = 4

@@ -15,8 +15,8 @@ import mm
 from mm.checkpoints import save_directory
 from mm.data.images import decode_image
 from mm.data.samples import Sample
+from mm.data.shards.writing import write_shards
 from mm.data.sources import iter_images
-from mm.data.writing import write_shards
 from mm.errors import CapabilityError, OptionError
 from mm.pipeline import Pipeline
 from mm.search import Gallery, Hit

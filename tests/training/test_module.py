@@ -12,8 +12,8 @@ from running import Recorded, fit, made_data, trainer, training
 from mm.checkpoints import load_checkpoint, load_directory, save_directory
 from mm.data.dataset import Batch
 from mm.data.samples import Sample
+from mm.data.shards.writing import write_shards
 from mm.data.transforms import to_pixels
-from mm.data.writing import write_shards
 from mm.errors import MMError, OptionError
 from mm.generation import GenerationConfig
 from mm.models import HybridViT

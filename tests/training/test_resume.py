@@ -14,8 +14,8 @@ from lightning.pytorch.loggers import CSVLogger
 from running import Recorded, fit, made_data, trainer, training
 
 from mm.checkpoints import load_checkpoint
-from mm.data.manifest import Manifest
 from mm.data.order import SampleOrder
+from mm.data.shards.manifest import Manifest
 from mm.training.callbacks import AveragedWeights, BestCheckpoint, LastCheckpoint
 from mm.training.optimizer import OptimizerSettings
 

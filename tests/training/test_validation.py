@@ -12,9 +12,9 @@ from running import fit, made_data, trainer, training
 
 from mm.checkpoints import load_checkpoint
 from mm.data.samples import Sample
+from mm.data.shards.writing import write_shards
 from mm.data.tokenizer import clean_caption
 from mm.data.transforms import to_pixels
-from mm.data.writing import write_shards
 from mm.errors import DataError, OptionError
 from mm.generation import GenerationConfig
 from mm.metrics.captioning import score_captions
