@@ -70,3 +70,8 @@ class GalleryError(MMError):
     """A gallery that can't be opened, or that another model built."""
 
     exit_code = 2
+
+
+def first_line(error: BaseException) -> str:
+    """Gives the first line of an error's message, or its kind where there is none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,5 +1,8 @@
 """Makes the helpers in this folder importable from every test, and gives each test process one thread.
 
+No test depends on chance, or on the tests that ran before it in the same process: random numbers begin anew for each
+test and fixture, and hypothesis tries the same examples each time (others with ``--hypothesis-profile default``).
+
 What mm remembers of shards goes into a folder of the test's own, and not into the user's.
 
 Tests of ``tests/parity`` note how far a model's outputs are from the reference's; the summary has a line for each row.
@@ -8,14 +11,46 @@ Tests of ``tests/parity`` note how far a model's outputs are from the reference'
 from __future__ import annotations
 
 import os
+import random
+import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run on all cores already, one process each
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 DIFFERENCE = "largest difference"
+
+
+def seed(name: str = "") -> None:
+    """Begins the random numbers of everything that is imported anew.
+
+    Args:
+        name: others for each name.
+    """
+    number = zlib.crc32(name.encode())
+    random.seed(number)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(number)
+    if torch := sys.modules.get("torch"):
+        torch.default_generator.manual_seed(number)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> None:
+    """Makes what a fixture draws the same whichever test needs it first."""
+    seed(fixturedef.argname)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    """Makes what a test draws the same whatever ran before it."""
+    seed()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import subprocess
@@ -57,6 +58,27 @@ class NotedSteps(L.Callback):
         """Writes a line."""
         with (self.folder / f"steps-{trainer.global_rank}.jsonl").open("a") as file:
             file.write(json.dumps(batch["keys"]) + "\n")
+
+
+class NotedWeights(L.Callback):
+    """Writes what the weights are after every step, as a hash, to ``weights-RANK.txt`` in a folder.
+
+    Args:
+        folder: where to.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Writes a line."""
+        digest = hashlib.sha256()
+        for weight in pl_module.parameters():
+            digest.update(weight.detach().numpy().tobytes())
+        with (self.folder / f"weights-{trainer.global_rank}.txt").open("a") as file:
+            file.write(digest.hexdigest() + "\n")
 
 
 class Spoil(L.Callback):

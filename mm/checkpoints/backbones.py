@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from mm.checkpoints.directory import load_strictly
-from mm.checkpoints.weights import first_line
-from mm.errors import CheckpointError, UsageError
+from mm.errors import CheckpointError, UsageError, first_line
 from mm.models import HybridViT, TimmViT
 
 PACKAGES = {

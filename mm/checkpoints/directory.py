@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from mm.checkpoints.convert import unfilled
-from mm.checkpoints.weights import Fingerprint, Pickled, Renamed, Weights, can_be_mapped, first_line, read_json
+from mm.checkpoints.tensors import Pickled, can_be_mapped
+from mm.checkpoints.weights import Fingerprint, Renamed, Weights, read_json
 from mm.data.tokenizer import Tokenizer
 from mm.data.transforms import Preprocessing
-from mm.errors import CheckpointError, MMError, OutputError
+from mm.errors import CheckpointError, MMError, OutputError, first_line
 from mm.files import write_whole
 from mm.models import (
     Architecture,

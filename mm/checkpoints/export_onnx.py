@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from mm.checkpoints.directory import Loaded, write_files
 from mm.checkpoints.onnx_card import onnx_card
-from mm.checkpoints.weights import first_line, read_json
-from mm.errors import CapabilityError, OutputError, UsageError
+from mm.checkpoints.weights import read_json
+from mm.errors import CapabilityError, OutputError, UsageError, first_line
 from mm.files import make_folder
 
 KIND = "mm-onnx"

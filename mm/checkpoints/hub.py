@@ -15,10 +15,10 @@ from mm.checkpoints.directory import Loaded, special_tokens
 from mm.checkpoints.families import CONVERTERS
 from mm.checkpoints.preprocessing import read_preprocessing
 from mm.checkpoints.tokenizers import read_tokenizer
-from mm.checkpoints.weights import Fingerprint, first_line
+from mm.checkpoints.weights import Fingerprint
 from mm.data.tokenizer import Tokenizer
 from mm.data.transforms import Preprocessing
-from mm.errors import CheckpointError, MMError
+from mm.errors import CheckpointError, MMError, first_line
 from mm.models import LanguageModel, TextParts, VisionLanguageModel, build, build_language
 from mm.models.precision import Preparation
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from mm.checkpoints.convert import unfilled
 from mm.checkpoints.directory import Loaded, load_strictly, special_tokens
 from mm.checkpoints.families.coca import coca_names, coca_parts
-from mm.checkpoints.weights import Fingerprint, first_line
+from mm.checkpoints.weights import Fingerprint
 from mm.data.tokenizer import CLEANINGS, Tokenizer
 from mm.data.transforms import Preprocessing
-from mm.errors import CheckpointError, UnknownModelError
+from mm.errors import CheckpointError, UnknownModelError, first_line
 from mm.models import DualEncoder, OpenClip, Parts, VisionLanguageModel, build
 
 FAMILY, CAPTIONING_FAMILY = "CLIP (open_clip)", "CoCa"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from mm.checkpoints.directory import Loaded, load_checkpoint, load_directory
-from mm.checkpoints.weights import first_line, read_json
-from mm.errors import CapabilityError, CheckpointError, UnknownModelError
+from mm.checkpoints.weights import read_json
+from mm.errors import CapabilityError, CheckpointError, UnknownModelError, first_line
 from mm.models import LanguageModel
 
 ASSETS = Path(__file__).parent.parent / "assets"

@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import zipfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from mm.errors import CheckpointError
+from mm.checkpoints.tensors import Pickled, SafeTensors, read_pickle
+from mm.errors import CheckpointError, first_line
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 FLOATING = {"F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16"}
@@ -117,7 +116,7 @@ class Weights(Mapping[str, Tensor]):
         self._called: dict[str, str] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._types: dict[str, str] = {}
-        self._pickles: dict[Path, Pickled] = {}
+        self._opened: dict[Path, SafeTensors | Pickled] = {}
         for path in self.files:
             for called, shape, kind in self._contents(path):
                 name = modern(called)
@@ -146,14 +145,11 @@ class Weights(Mapping[str, Tensor]):
     def _contents(self, path: Path) -> Iterator[tuple[str, tuple[int, ...], str]]:
         """Gives name, shape and type of every tensor in a file."""
         if path.suffix == ".safetensors":
-            with _opened(path) as file:
-                names = file.keys()
-                for name in names:
-                    view = file.get_slice(name)
-                    yield name, tuple(view.get_shape()), view.get_dtype()
+            self._opened[path] = safe = SafeTensors(path)
+            yield from safe.contents()
         else:
-            self._pickles[path] = Pickled(path, partial(read_pickle, path, mmap=True))
-            for name, value in self._pickles[path].items():
+            self._opened[path] = pickled = Pickled(path, partial(read_pickle, path, mmap=True))
+            for name, value in pickled.items():
                 yield name, tuple(value.shape), str(value.dtype).removeprefix("torch.")
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -170,11 +166,7 @@ class Weights(Mapping[str, Tensor]):
         return sum(map(math.prod, self._shapes.values()))
 
     def __getitem__(self, name: str) -> Tensor:
-        path, called = self._home[name], self._called[name]
-        if path in self._pickles:
-            return self._pickles[path][called]
-        with _opened(path) as file:
-            return file.get_tensor(called)
+        return self._opened[self._home[name]][self._called[name]]
 
     def __contains__(self, name: object) -> bool:
         return name in self._home  # not by reading it
@@ -187,88 +179,13 @@ class Weights(Mapping[str, Tensor]):
 
     def release(self, name: str) -> None:
         """Lets go of a tensor that won't be asked for again."""
-        path = self._home[name]
-        if path in self._pickles:
-            self._pickles[path].release(self._called[name])
+        opened = self._opened[self._home[name]]
+        if isinstance(opened, Pickled):
+            opened.release(self._called[name])
 
     def close(self) -> None:
-        """Lets go of pickles: no tensor of theirs is asked for again."""
-        self._pickles.clear()
-
-
-class Pickled(Mapping[str, Tensor]):
-    """The tensors of a pickle, of which little is in memory at a time.
-
-    What was read of a mapped file stays in memory as long as it is mapped, so it is mapped anew from time to time. A
-    file in an old layout can't be mapped: it is in memory as a whole, until its tensors are released.
-
-    Args:
-        path: the file.
-        read: gives its tensors by name, mapped where the file allows it.
-    """
-
-    def __init__(self, path: Path, read: Callable[[], dict[str, Tensor]]) -> None:
-        self._map = read if can_be_mapped(path) else None
-        self._tensors = read()
-        self._limit = path.stat().st_size // 8
-        self._read = 0
-
-    def __getitem__(self, name: str) -> Tensor:
-        self._read += self._tensors[name].nbytes
-        if self._map is not None and self._read > self._limit:
-            self._tensors = self._map()
-            self._read = self._tensors[name].nbytes
-        return self._tensors[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._tensors  # not by reading it
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
-    def release(self, name: str) -> None:
-        """Lets go of a tensor that won't be asked for again."""
-        if self._map is None:
-            del self._tensors[name]
-
-
-def can_be_mapped(path: Path) -> bool:
-    """Says whether a pickle of torch is in the layout that can be mapped; old ones aren't."""
-    return zipfile.is_zipfile(path)
-
-
-def read_pickle(path: Path, *, mmap: bool = False) -> dict[str, Tensor]:
-    """Reads a pickle that holds tensors by name and nothing else.
-
-    Args:
-        path: the file.
-        mmap: whether to leave the tensors on disk until they are used, where the file allows it: old ones don't.
-
-    Raises:
-        CheckpointError: it can't be read, or holds anything else.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and can_be_mapped(path))
-    except OSError as error:
-        raise CheckpointError(f"{path}: can't be read ({error.strerror})") from error
-    except Exception as error:  # torch raises several kinds for damaged files and for code
-        raise CheckpointError(f"{path}: can't be read as weights ({first_line(error)})") from error
-    if not isinstance(state, dict) or not all(map(_plain, state.values())):
-        raise CheckpointError(f"{path}: isn't a file of weights alone, each with its name")
-    return {str(name): value for name, value in state.items()}
-
-
-def _plain(value: object) -> bool:
-    """Says whether something is a tensor whose numbers are all there, each in its place."""
-    return (
-        isinstance(value, Tensor)
-        and value.layout is torch.strided
-        and not (value.is_meta or value.is_quantized)
-        and value.nbytes <= value.untyped_storage().nbytes()
-    )
+        """Lets go of the files: no tensor is asked for again."""
+        self._opened.clear()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -301,19 +218,3 @@ def _indexed(index: Path) -> tuple[list[Path], dict[str, str]]:
         if not (index.parent / name).is_file():
             raise CheckpointError(f"{index}: names {name}, which is missing")
     return [index.parent / name for name in names], expected
-
-
-def _opened(path: Path) -> Any:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        return safe_open(path, "pt")
-    except OSError as error:
-        raise CheckpointError(f"{path}: can't be read ({error.strerror or first_line(error)})") from error
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: damaged or not safetensors ({first_line(error)})") from error
-
-
-def first_line(error: BaseException) -> str:
-    """Gives the first line of an error's message, or its kind where there is none."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

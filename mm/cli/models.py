@@ -155,7 +155,7 @@ def _describe_directory(folder: Path) -> dict[str, Any]:
     from safetensors import safe_open
 
     from mm.checkpoints.directory import read_config
-    from mm.checkpoints.weights import first_line
+    from mm.errors import first_line
 
     config = read_config(folder)
     if not (folder / "tokenizer.json").is_file():

@@ -63,8 +63,9 @@ def run(arguments: Sequence[str], program: str) -> int:
 
 
 def _check(options: Any) -> int:
-    from mm.data.shards.checking import check_shards, count_samples, find_shards, unlisted, write_manifests
+    from mm.data.shards.checking import check_shards, unlisted, write_manifests
     from mm.data.shards.writing import prepare_folder, refuse_shards
+    from mm.data.sources import count_samples, find_shards
     from mm.progress import progress
 
     if options.repair is not None:

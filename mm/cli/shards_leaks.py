@@ -54,7 +54,7 @@ def report_leaks(train: str, test: str, html: Path | None, max_pixels: int, *, a
 
 def _fingerprints(path: str, max_pixels: int) -> Fingerprints:
     from mm.data.reports.leaks import fingerprint_shards
-    from mm.data.shards.checking import count_samples, find_shards
+    from mm.data.sources import count_samples, find_shards
     from mm.progress import progress
 
     shards, _ = find_shards(path)

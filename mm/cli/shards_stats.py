@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mm.cli import common
-from mm.data.shards.checking import count_samples, find_shards
+from mm.data.sources import count_samples, find_shards
 
 if TYPE_CHECKING:
     from mm.data.reports.leaks import Leak
-    from mm.data.shards.manifest import ManifestEntry
+    from mm.data.shards.finding import Shard
 
 FREQUENT = 12
 
@@ -57,9 +57,7 @@ def run(arguments: Sequence[str], program: str) -> int:
     return 1 if counted.problems else 0
 
 
-def _near_duplicates(
-    shards: Sequence[tuple[Path, ManifestEntry | None]], total: int | None, max_pixels: int
-) -> list[Leak]:
+def _near_duplicates(shards: Sequence[Shard], total: int | None, max_pixels: int) -> list[Leak]:
     from mm.data.reports.leaks import find_repeats, fingerprint_shards
     from mm.progress import progress
 

@@ -11,10 +11,11 @@ from typing import TypeGuard
 import numpy as np
 
 from mm.data.remote.cache import ShardCache
-from mm.data.remote.folders import is_remote, remote_manifest
+from mm.data.remote.folders import remote_manifest
 from mm.data.samples import Need, Rejection, Tally
+from mm.data.shards.finding import is_remote
 from mm.data.shards.inspection import FAULTS, Inspection
-from mm.data.shards.manifest import Manifest, ManifestEntry
+from mm.data.shards.manifest import Inspect, Manifest, ManifestEntry
 from mm.data.shards.reading import IndexedShards
 from mm.errors import UsageError
 
@@ -45,12 +46,13 @@ def weighted(sources: Sources) -> TypeGuard[Mapping[str, float]]:
     return isinstance(sources, Mapping)
 
 
-def find_manifest(sources: Sources, cache: ShardCache | None = None) -> Manifest:
+def find_manifest(sources: Sources, cache: ShardCache | None = None, inspect: Inspect | None = None) -> Manifest:
     """The manifest of all shards that are named: folders, shards, patterns of them, and remote ones.
 
     Args:
         sources: one or several.
         cache: where remote shards are kept; None for the default place.
+        inspect: how local shards that no manifest lists are looked through, as ``Manifest.of`` has it.
 
     Raises:
         UsageError: a path doesn't exist, a pattern matches nothing, or remote shards have no manifest.
@@ -59,7 +61,7 @@ def find_manifest(sources: Sources, cache: ShardCache | None = None) -> Manifest
     entries: list[ManifestEntry] = []
     for remote, names in itertools.groupby(expand(sources), is_remote):
         if not remote:
-            entries += Manifest.of(list(names)).shards
+            entries += Manifest.of(list(names), inspect).shards
             continue
         for name in names:
             entries += remote_manifest(name, cache or ShardCache()).shards

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -68,9 +69,16 @@ def _without_main_module() -> Iterator[None]:
 
 def process_count(shards: Sequence[Path]) -> int:
     """How many processes to read shards in: as many as there are CPUs, or one where there is little to read."""
-    if sum(path.stat().st_size for path in shards if path.is_file()) < _MUCH:
-        return 1
-    return usable_cpus()
+    return 1 if sum(map(file_size, shards)) < _MUCH else usable_cpus()
+
+
+def file_size(path: Path) -> int:
+    """The size of a file in bytes; 0 where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
 
 def usable_cpus() -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,8 @@ from mm.data.order import BLOCK, Place, SampleOrder
 from mm.data.ranks import same_on_all_ranks
 from mm.data.remote.cache import ShardCache
 from mm.data.samples import Need, Tally
-from mm.data.shards.inspection import Inspection, inspect_shards
+from mm.data.shards.inspecting import inspect_shards
+from mm.data.shards.inspection import Inspection
 from mm.data.shards.known import KnownShards
 from mm.data.shards.manifest import Manifest
 from mm.data.shards.reading import IndexedShards
@@ -48,6 +50,18 @@ def require(least: int, **numbers: int) -> None:
     for name, value in numbers.items():
         if value < least:
             raise OptionError(f"data.{name} must be at least {least}, not {value}")
+
+
+def _adding(update: Callable[[int, int | None], None], total: int | None) -> Callable[[int], None]:
+    """Makes a function that takes how many more are done, and shows how many that makes of a total."""
+    done = 0
+
+    def add(more: int) -> None:
+        nonlocal done
+        done += more
+        update(done, total)
+
+    return add
 
 
 class ShardData(L.LightningDataModule):
@@ -165,9 +179,8 @@ class ShardData(L.LightningDataModule):
         ranks = self.trainer.world_size if self.trainer else 1
         ledger = self.ledgers[split] = Ledger(split, self.max_reject_rate, self._report(split), ranks)
         with same_on_all_ranks(f"data.{split}") as share:
-            manifests = [find_manifest(source, self.cache) for source in (named if weighted(named) else [named])]
+            manifests, inspections = self._inspect(split, list(named) if weighted(named) else [named])
             manifest = Manifest([shard for part in manifests for shard in part.shards])
-            inspections = self._inspect(split, manifest)
             shards = IndexedShards(
                 manifest,
                 images=self.reads_images,
@@ -192,21 +205,18 @@ class ShardData(L.LightningDataModule):
         rank = f"-{self.trainer.global_rank}" if self.trainer.global_rank else ""
         return Path(self.trainer.default_root_dir) / f"rejected-{split}{rank}.jsonl"
 
-    def _inspect(self, split: str, manifest: Manifest) -> list[Inspection | None]:
-        """Looks through all shards that are here; remote ones are looked through when they are fetched."""
-        local = [shard for shard in manifest.shards if shard.remote is None]
+    def _inspect(self, split: str, sources: Sequence[Any]) -> tuple[list[Manifest], list[Inspection | None]]:
+        """Finds the shards of each source, and looks through all that are here; through remote ones once fetched."""
         images = self.reads_images and (self._decodes_first or split != "train")
-        done, total = 0, sum(shard.nsamples for shard in local)
+        options: Any = {"verify": self.verify, "images": images, "captions": bool(self._need(split).groups)}
+        inspect: Callable[..., list[Inspection]] = partial(inspect_shards, **options, known=KnownShards())
         with self._progress(f"Check of data.{split}", self.unit) as update:
-
-            def count(more: int) -> None:
-                nonlocal done
-                done += more
-                update(done, total)
-
-            options: Any = {"verify": self.verify, "images": images, "captions": bool(self._need(split).groups)}
-            found = iter(inspect_shards(local, **options, known=KnownShards(), progress=count))
-        return [next(found) if shard.remote is None else None for shard in manifest.shards]
+            unlisted = partial(inspect, progress=_adding(update, None))
+            manifests = [find_manifest(source, self.cache, unlisted) for source in sources]
+            entries = [shard for part in manifests for shard in part.shards]
+            local = [shard for shard in entries if shard.remote is None]
+            found = iter(inspect(local, progress=_adding(update, sum(shard.nsamples for shard in local))))
+        return manifests, [next(found) if shard.remote is None else None for shard in entries]
 
     def _say_remainder(self) -> None:
         batches = self.batches()

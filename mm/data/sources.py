@@ -10,13 +10,15 @@ from pathlib import Path
 
 from mm.data.images import read_image_bytes
 from mm.data.samples import Rejection, Sample, parse_captions, printable
-from mm.data.shards.manifest import ManifestEntry, list_shards
+from mm.data.shards.entries import ManifestEntry
+from mm.data.shards.finding import MANIFEST_NAME, Shard, ShardFolder, is_shard, missing, no_shards
 from mm.data.shards.reading import read_shard
 from mm.data.shards.tar import IMAGE_SUFFIXES
 from mm.errors import DataError, UsageError
 
-Listing = tuple[dict[Path, ManifestEntry | None], list[Rejection]]
-"""The shards of a folder with what its manifest says about each, and what is wrong with the manifest."""
+NOT_LISTED = "shard not in the manifest"
+
+_Open = Callable[[Path], ShardFolder]
 
 
 @dataclass(frozen=True)
@@ -67,18 +69,52 @@ def resolve_sources(paths: Sequence[str | Path]) -> list[Source]:
     if not paths:
         raise UsageError("no images were named; give image files, folders or .tar shards")
     sources: dict[Path, Source] = {}
-    list_folder = functools.cache(_list_folder)
+    open_folder = functools.cache(ShardFolder)
     for path in map(Path, paths):
-        for source in _resolve(path, list_folder):
+        for source in _resolve(path, open_folder):
             sources.setdefault(source.path.absolute(), source)
     return list(sources.values())
 
 
 def count_images(sources: Iterable[Source]) -> int | None:
     """How many images there are, or None where a shard without a manifest would have to be read for it."""
+    return add_counts(source.count for source in sources)
+
+
+def find_shards(paths: str | Path | Sequence[str | Path]) -> tuple[list[Shard], list[Rejection]]:
+    """Finds the shards that paths stand for, those of subfolders too.
+
+    Args:
+        paths: folders of shards, and shards.
+
+    Returns:
+        Each shard once, missing ones that a manifest lists too; and what is wrong with manifests.
+
+    Raises:
+        UsageError: there is no such path, or no shards in it.
+    """
+    sources = resolve_sources([paths] if isinstance(paths, str | Path) else paths)
+    shards: list[Shard] = [(source.path, source.expected) for source in sources if source.is_shard]
+    problems = [source.problem for source in sources if source.problem is not None]
+    if not shards:
+        raise no_shards(sources[0].path.parent)
+    indexed = functools.cache(lambda folder: bool(ShardFolder(folder).listed))
+    for path, expected in shards:
+        if expected is None and indexed(path.parent):
+            detail = f"{path}: isn't listed in {MANIFEST_NAME}; remove one, or write the manifest anew"
+            problems.append(Rejection(str(path), "", NOT_LISTED, detail, 0))
+    return shards, problems
+
+
+def count_samples(shards: Iterable[Shard]) -> int | None:
+    """How many samples there are going by manifests, or None where one of the shards isn't listed."""
+    return add_counts(None if entry is None else entry.nsamples for _, entry in shards)
+
+
+def add_counts(counts: Iterable[int | None]) -> int | None:
+    """The sum of counts, or None where one isn't known."""
     total = 0
-    for source in sources:
-        count = source.count
+    for count in counts:
         if count is None:
             return None
         total += count
@@ -131,26 +167,16 @@ def is_image(path: Path) -> bool:
     return path.suffix[1:].lower() in IMAGE_SUFFIXES
 
 
-def is_shard(path: Path) -> bool:
-    """Whether a file's suffix is a shard's."""
-    return path.suffix.lower() == ".tar"
-
-
-def _list_folder(folder: Path) -> Listing:
-    shards, problems = list_shards(folder)
-    return dict(shards), problems
-
-
-def _resolve(path: Path, list_folder: Callable[[Path], Listing]) -> list[Source]:
+def _resolve(path: Path, open_folder: _Open) -> list[Source]:
     name = printable(str(path))
     try:
         is_folder, is_file, exists = path.is_dir(), path.is_file(), path.exists()
     except OSError as error:
         raise UsageError(f"{name}: can't be read: {error.strerror}") from error
     if not exists:
-        raise UsageError(f"{name}: doesn't exist; check the path")
+        raise missing(path)
     if is_folder:
-        found = list(_search(path, list_folder))
+        found = list(_search(path, open_folder))
         if all(source.problem is not None for source in found):
             problems = [source.problem.detail for source in found if source.problem is not None]
             raise UsageError(problems[0] if problems else f"{name}: holds no images or .tar shards")
@@ -159,17 +185,17 @@ def _resolve(path: Path, list_folder: Callable[[Path], Listing]) -> list[Source]
         raise UsageError(f"{name}: isn't a file or folder; give image files, folders or .tar shards")
     if not is_shard(path):
         return [Source(path, printable(path.stem))]
-    listed, wrong = list_folder(path.parent)
-    return [*_problem_sources(wrong), Source(path, printable(path.stem), listed.get(path))]
+    folder = open_folder(path.parent)
+    return [*_problem_sources(_problems(folder)), Source(path, printable(path.stem), folder.listed.get(path))]
 
 
-def _search(folder: Path, list_folder: Callable[[Path], Listing]) -> Iterator[Source]:
+def _search(folder: Path, open_folder: _Open) -> Iterator[Source]:
     problems: list[Rejection] = []
     listed: set[Path] = set()
     for subfolder, names in _folders(folder, problems):
-        shards, wrong = list_folder(subfolder)
-        problems += wrong
-        for path, expected in shards.items():
+        opened = open_folder(subfolder)
+        problems += _problems(opened)
+        for path, expected in opened.shards:
             if path not in listed:
                 listed.add(path)
                 yield Source(path, printable(path.stem), expected)
@@ -177,6 +203,10 @@ def _search(folder: Path, list_folder: Callable[[Path], Listing]) -> Iterator[So
             if is_image(path) and path.is_file():
                 yield Source(path, _key(path, folder))
     yield from _problem_sources(problems)
+
+
+def _problems(folder: ShardFolder) -> list[Rejection]:
+    return [] if folder.problem is None else [Rejection.of(folder.problem, str(folder.manifest), samples=0)]
 
 
 def _problem_sources(problems: Iterable[Rejection]) -> Iterator[Source]:

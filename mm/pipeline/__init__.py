@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 
 from mm.checkpoints.resolve import load_model
-from mm.checkpoints.weights import first_line
-from mm.errors import OptionError
+from mm.errors import OptionError, first_line
 from mm.generation.compiled import check_compiler
 from mm.models import LanguageModel
 from mm.models.precision import AUTO, check_precision, choose

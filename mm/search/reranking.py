@@ -79,7 +79,7 @@ def read_hit(hit: Hit) -> Image:
 def _read(uri: str) -> bytes:
     """Return the content of an image file or of a shard's member."""
     from mm.data.images import read_image_bytes
-    from mm.data.sources import is_shard
+    from mm.data.shards.finding import is_shard
 
     path = Path(uri)
     shard = next((parent for parent in path.parents if is_shard(parent) and parent.is_file()), None)

@@ -57,6 +57,12 @@ class LastCheckpoint(_InRootDir):
         self.saved: Path | None = None  # the file, if this run has written it
         self._training = False
         self._between_steps = True
+        self._resumable = False
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Takes note of a checkpoint that is there already, before another rank can save one."""
+        super().setup(trainer, pl_module, stage)
+        self._resumable = checkpoint_file(trainer.default_root_dir, "last").exists()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the clock."""
@@ -105,7 +111,7 @@ class LastCheckpoint(_InRootDir):
         together = told or trainer.world_size == 1  # other ranks wouldn't come to save it
         hopeless = isinstance(exception, (StoppedAtOnce, OutputError, TrainingError))
         if trainer.sanity_checking and told:
-            return not hopeless and not checkpoint_file(trainer.default_root_dir, "last").exists()
+            return not hopeless and not self._resumable
         return self._training and self._between_steps and together and not hopeless
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from mm.checkpoints.families import CONVERTERS
 from mm.checkpoints.resolve import load_model
-from mm.checkpoints.weights import Weights, read_pickle
+from mm.checkpoints.tensors import read_pickle
+from mm.checkpoints.weights import Weights
 from mm.errors import CheckpointError, MMError
 
 Change = Callable[[dict[str, Any]], Any]

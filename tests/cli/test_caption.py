@@ -1,7 +1,6 @@
 import json
 import os
-import subprocess
-import sys
+import resource
 
 import pytest
 from PIL import Image
@@ -227,39 +226,27 @@ def test_images_are_captioned_together_as_told(run, model, photos, monkeypatch):
     assert sizes == [20]
 
 
-def test_no_space_left_keeps_the_finished_part(model, photos):
+def test_no_space_left_keeps_the_finished_part(run, model, photos, tmp_path):
     """A file-size limit stands for a full disk: the finished lines stay in a file that the error names."""
-    code = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "from mm.cli import main; import mm; import mm.cli.caption; import mm.pipeline;"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (1200, 1200));"
-        f"sys.exit(main(['caption', {str(photos)!r}, '--model', {model!r}, '--batch_size=1', '--output=out.jsonl']))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=photos.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
-    )
-    part = photos.parent / "out.jsonl.part"
-    assert done.returncode == 1, done.stderr
-    assert "out.jsonl.part" in done.stderr
-    rows = [json.loads(line) for line in part.read_text().splitlines()]
+    output, (soft, hard) = tmp_path / "out.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1200, hard))
+    try:
+        status, _, err = run("caption", photos, "--model", model, "--batch_size", 1, "--output", output)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert status == 1, err
+    assert "out.jsonl.part" in err
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl.part").read_text().splitlines()]
     assert 1 <= len(rows) < 4
-    assert not (photos.parent / "out.jsonl").exists()
+    assert not output.exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--json"]])
-def test_names_that_are_not_utf8_can_be_printed(model, shards, tmp_path, options):
-    folder = os.fsencode(tmp_path) + b"/caf\xe9"
-    shards.rename(os.fsdecode(folder))
-    command = [sys.executable, "-m", "mm", "caption", folder, "--model", model, "--max_tokens", "3", *options]
-    done = subprocess.run(command, capture_output=True, check=False, env={**os.environ, "PYTHONUTF8": "1"})
-    assert (done.returncode, b"Traceback" in done.stderr) == (0, False)
-    out = done.stdout.decode()
+def test_names_that_are_not_utf8_can_be_printed(run, model, shards, tmp_path, options):
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    shards.rename(folder)
+    status, out, err = run("caption", folder, "--model", model, "--max_tokens", 3, *options)
+    assert status == 0, err
     sources = [row["source"] for row in json.loads(out)["captions"]] if options else out.splitlines()
     assert len(sources) == 4 and all("caf" in source for source in sources)
     assert out.count(r"caf\udce9") == 4

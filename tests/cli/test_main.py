@@ -1,6 +1,6 @@
+import os
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -64,16 +64,10 @@ def test_unknown_option_is_one_line(run, command):
     assert f"mm {command}" in err
 
 
-def test_help_is_quick_and_imports_nothing_heavy():
-    heavy = ("torch", "numpy", "jsonargparse")
-    code = f"import sys; from mm.cli import main; main(['--help']); print([m for m in {heavy} if m in sys.modules])"
-    start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
-    assert time.perf_counter() - start < 5
-
-
 def test_a_closed_pipe_is_no_traceback(model, photos):
-    command = f"{sys.executable} -m mm caption {photos} --model {model} --max_tokens 3 | head -c 1"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
-    assert "Traceback" not in done.stderr
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "mm", "caption", photos, "--model", model, "--max_tokens", "3"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert done.returncode == 1 and "Traceback" not in done.stderr

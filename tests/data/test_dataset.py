@@ -24,6 +24,7 @@ from mm.data.ledger import Ledger
 from mm.data.opening import expand
 from mm.data.order import Place
 from mm.data.samples import Rejection, Sample, Tally
+from mm.data.shards import inspecting
 from mm.data.shards.manifest import Manifest
 from mm.data.shards.writing import write_shards
 from mm.data.tokenizer import Tokenizer, clean_caption
@@ -390,6 +391,27 @@ def test_checks_show_how_far_they_are(tmp_path: Path) -> None:
     made.attach(WORDS, 32, progress=progress)
     made.setup("fit")
     assert seen[0] == ("Check of data.train", "images") and seen[-1] == (3, 3)
+
+
+@pytest.mark.parametrize("cache", ["cache", "file/cache"])
+def test_shards_without_a_manifest_are_read_through_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: str
+) -> None:
+    """Even where nothing can be remembered."""
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("MM_CACHE", str(tmp_path / cache))
+    folder = tiny.shards(tmp_path / "in", 6, per_shard=2)
+    (folder / "manifest.json").unlink()
+    seen: list[str] = []
+    look = inspecting._inspect
+
+    def inspect(path: Path, name: str, how: inspecting.Thoroughness) -> object:
+        assert how.verify
+        seen.append(path.name)
+        return look(path, name, how)
+
+    monkeypatch.setattr(inspecting, "_inspect", inspect)
+    assert len(training_set(data(folder)).usable) == 6 and len(seen) == len(set(seen)) == 3
 
 
 def test_features_stand_in_for_pixels(tmp_path: Path) -> None:

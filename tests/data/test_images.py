@@ -22,6 +22,7 @@ from mm.data.images import (
     EncodedImage,
     check_image,
     decode_image,
+    decode_small,
     open_image,
     read_image,
     sniff_suffix,
@@ -318,6 +319,24 @@ def test_a_jpeg_decodes_at_a_fraction_of_its_size(mode: str, eighths: int) -> No
     assert pixels.shape == (40 * eighths, 80 * eighths, 3)
     expected = image.convert("RGB").resize((80 * eighths, 40 * eighths), Image.Resampling.BOX)
     assert np.abs(pixels.astype(int) - np.asarray(expected)).mean() < 3
+
+
+@pytest.mark.parametrize(("least", "size"), [(20, (40, 20)), (21, (80, 40)), (160, (320, 160)), (999, (320, 160))])
+def test_a_small_jpeg_keeps_the_pixels_that_are_asked_for(least: int, size: tuple[int, int]) -> None:
+    data = turned(photo((320, 160)), 6, quality=95)
+    image = decode_small(data, least)
+    assert image.size == size
+    drafted = Image.open(BytesIO(data))
+    drafted.draft("RGB", (least, least))  # Pillow's own way
+    assert np.array_equal(np.asarray(image), np.asarray(drafted.convert("RGB").transpose(Image.Transpose.ROTATE_270)))
+
+
+def test_what_cannot_be_decoded_small_comes_in_full() -> None:
+    damaged = corrupt(encode(photo((320, 240)), "JPEG", quality=95))
+    assert np.array_equal(np.asarray(decode_small(damaged, 30)), np.asarray(decode_image(damaged)))
+    assert decode_small(encode(photo()), 8).size == photo().size
+    with pytest.raises(ImageError, match=r"a\.jpg"):
+        decode_small(damaged[:900], 30, "a.jpg")
 
 
 def test_a_cmyk_jpeg_comes_in_full() -> None:

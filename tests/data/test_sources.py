@@ -7,9 +7,17 @@ import pytest
 from pictures import picture, some_samples, write_tar
 
 from mm.data.samples import Rejection, Sample
-from mm.data.shards.manifest import Manifest
+from mm.data.shards import entries
 from mm.data.shards.writing import write_shards
-from mm.data.sources import count_images, iter_images, resolve_sources
+from mm.data.sources import (
+    NOT_LISTED,
+    add_counts,
+    count_images,
+    count_samples,
+    find_shards,
+    iter_images,
+    resolve_sources,
+)
 from mm.errors import UsageError
 
 
@@ -50,8 +58,8 @@ def test_count_is_unknown_for_a_shard_without_a_manifest(folder: Path) -> None:
 
 def test_a_manifest_is_read_once_for_all_shards_that_are_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    original = Manifest.parse
-    monkeypatch.setattr(Manifest, "parse", lambda *arguments: read.append(arguments[1]) or original(*arguments))
+    original = entries.parse_entries
+    monkeypatch.setattr(entries, "parse_entries", lambda *given: read.append(given[1]) or original(*given))
     shards = sorted((folder / "shards").glob("*.tar"))
     assert [source.count for source in resolve_sources([*shards, folder])[:2]] == [2, 1]
     assert read == [str(folder / "shards" / "manifest.json")]
@@ -124,6 +132,30 @@ def test_shards_listed_by_a_folder_above_are_read_once(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(manifest.replace("shard-0", "train/shard-0"))
     sources = resolve_sources([tmp_path])
     assert count_images(sources) == 2 and names(iter_images(sources)) == ["key000.png", "key001.png"]
+
+
+def test_shards_are_found_once_and_in_order(folder: Path) -> None:
+    shards = folder / "shards"
+    (shards / "more").mkdir()
+    write_tar(shards / "more" / "a.tar", {"x.png": picture()})
+    found, problems = find_shards([shards, shards / "shard-000000.tar", str(shards / "more")])
+    assert [path.name for path, _ in found] == ["shard-000000.tar", "shard-000001.tar", "a.tar"] and not problems
+    assert [entry.nsamples if entry else None for _, entry in found] == [2, 1, None]
+    assert count_samples(found) is None and count_samples(found[:2]) == 3
+
+
+def test_shards_that_a_manifest_lacks_are_named(folder: Path) -> None:
+    extra = write_tar(folder / "shards" / "extra.tar", {"x.png": picture()})
+    found, (problem,) = find_shards(folder)
+    assert found[-1] == (extra, None)
+    assert (problem.source, problem.reason, problem.samples) == (str(extra), NOT_LISTED, 0)
+    (folder / "shards" / "manifest.json").write_text("{")
+    found, (problem,) = find_shards(folder)
+    assert len(found) == 3 and problem.reason == "damaged manifest"
+
+
+def test_a_count_that_is_not_known_makes_the_sum_unknown() -> None:
+    assert (add_counts([]), add_counts([2, 0, 3]), add_counts([2, None, 3])) == (0, 5, None)
 
 
 def test_symbolic_links_in_a_circle(folder: Path) -> None:

@@ -14,7 +14,7 @@ from tars import facts
 
 from mm.data.samples import Rejection, Sample, Tally
 from mm.data.shards.checking import check_shards
-from mm.data.shards.inspection import inspect_shards
+from mm.data.shards.inspecting import inspect_shards
 from mm.data.shards.manifest import Manifest
 from mm.data.shards.reading import IndexedShards, read_shard
 from mm.data.shards.writing import write_shards

@@ -17,14 +17,36 @@ from making import content, mixed_sources
 from mm.data.making.journal import JOURNAL_NAME
 
 KILLS = 8
+MOST = 8  # shards that a process finishes before it waits for its end, which then comes in time, however late
 
+# ``mm``, which waits for a signal after so many shards.
+WAITING = f"""
+import signal, sys
+
+from mm.cli import main
+from mm.data.making.journal import Journal
+
+finished, add = [], Journal.add
+
+
+def add_and_wait(journal, record):
+    add(journal, record)
+    finished.append(record)
+    if len(finished) == {MOST}:
+        signal.pause()
+
+
+Journal.add = add_and_wait
+sys.exit(main())
+"""
 
 OPTIONS = "--max_side=32 --languages=en --drop_duplicates --splits=train=0.7,val=0.3 --max_samples=3 --json"
 
 
-def command(sources: list[Path], out: Path) -> list[str]:
+def command(sources: list[Path], out: Path, waits: bool = False) -> list[str]:
     """``mm shards make`` with options under which all that can become of an item comes about."""
-    return [sys.executable, "-m", "mm", "shards", "make", *map(str, sources), str(out), *OPTIONS.split()]
+    program = ["-c", WAITING] if waits else ["-m", "mm"]
+    return [sys.executable, *program, "shards", "make", *map(str, sources), str(out), *OPTIONS.split()]
 
 
 def figures(printed: str) -> dict[str, Any]:
@@ -53,7 +75,7 @@ def test_killed_many_times(tmp_path: Path) -> None:
     assert expected.returncode == 1, expected.stderr  # some samples are rejected
     chance, lines = random.Random(0), 1
     for _ in range(KILLS):
-        with subprocess.Popen(command(sources, out), stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(command(sources, out, waits=True), stdout=subprocess.PIPE, text=True) as process:
             begun(process, out, lines)
             time.sleep(chance.uniform(0, 0.02))
             process.send_signal(signal.SIGKILL)
@@ -76,7 +98,7 @@ def test_asked_to_end(tmp_path: Path, number: int, status: int) -> None:
     whole, out = tmp_path / "whole", tmp_path / "out"
     subprocess.run(command(sources, whole), capture_output=True, check=False)
     pipe = subprocess.PIPE
-    with subprocess.Popen(command(sources, out), stdout=pipe, stderr=pipe, text=True) as process:
+    with subprocess.Popen(command(sources, out, waits=True), stdout=pipe, stderr=pipe, text=True) as process:
         begun(process, out, 5)
         process.send_signal(number)
         printed, said = process.communicate()

@@ -96,7 +96,7 @@ def test_ranks_that_see_other_samples_are_told_apart(tmp_path: Path, root: Path,
         "from mm.data import shard_data\n"
         "find = shard_data.find_manifest\n"
         "second = os.environ.get('LOCAL_RANK') == '1'\n"
-        f"shard_data.find_manifest = lambda named, cache: find({str(other)!r} if second else named, cache)\n"
+        f"shard_data.find_manifest = lambda named, *rest: find({str(other)!r} if second else named, *rest)\n"
         "from mm.cli import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )

@@ -13,10 +13,13 @@ import time
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 from aiohttp import ClientSession
+from fsspec import AbstractFileSystem
+from fsspec.registry import _registry
 from serving import Answer, Site, manifest_of, serving
 
 from mm.data.remote import fetching
@@ -143,6 +146,58 @@ def test_no_second_attempt(
         cache.fetch(entry)
     assert raised.value.reason == reason
     assert site.requests == ["/a.tar"] and delays == [] and kept(cache) == []
+
+
+class NoCredentialsError(Exception):
+    """As botocore names it."""
+
+
+class Failing(AbstractFileSystem):
+    """Fails like s3fs: as often as it tries, by itself."""
+
+    protocol = "s3"
+    retries = 5
+
+    def __init__(self, error: Exception, **options: Any) -> None:
+        super().__init__(**options)
+        self.error = error
+        self.config_kwargs: dict[str, Any] = {"read_timeout": 7}
+        self.tried = 0
+
+    def open(self, path: str, *_: Any, **__: Any) -> None:
+        self.tried += self.retries
+        raise self.error
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> list[Failing]:
+    """Puts ``Failing`` in the place of what opens ``s3://``; gives those that were made."""
+    made: list[Failing] = []
+
+    class Noted(Failing):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(error, **options)
+            made.append(self)
+
+    monkeypatch.setitem(_registry, "s3", Noted)
+    return made
+
+
+def test_no_attempts_within_attempts(cache: ShardCache, delays: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = failing(monkeypatch, OSError(errno.EBUSY, "Service Unavailable"))
+    with pytest.raises(
+        ShardError, match=r"s3://bucket/shards/manifest.json: .* in 3 attempts: .*Unavailable \(3 times"
+    ):
+        remote_manifest("s3://bucket/shards", cache)
+    assert [one.tried for one in made] == [1, 1, 1] and len(delays) == 2
+    assert made[0].config_kwargs == {"read_timeout": 7, "retries": {"total_max_attempts": 1}}
+
+
+def test_credentials_that_are_missing(cache: ShardCache, delays: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = failing(monkeypatch, NoCredentialsError("Unable to locate credentials"))
+    problem = r"^s3://bucket/shards/manifest.json: access is refused \(NoCredentialsError: .*check the credentials$"
+    with pytest.raises(ShardError, match=problem):
+        remote_manifest("s3://bucket/shards", cache)
+    assert len(made) == 1 and delays == []
 
 
 def test_nobody_answers(cache: ShardCache, delays: list[float]) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tars import BLOCK, facts, member, tar, write_folder
 
 from mm.data.samples import Sample, Tally
-from mm.data.shards.inspection import inspect_shards
+from mm.data.shards.inspecting import inspect_shards
 from mm.data.shards.manifest import Manifest
 from mm.data.shards.reading import IndexedShards, read_shard
 from mm.errors import DataError

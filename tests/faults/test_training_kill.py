@@ -17,11 +17,13 @@ STEPS = 12  # four epochs of three steps
 @pytest.mark.slow
 def test_killed_in_the_middle(tmp_path: Path) -> None:
     made_data(tmp_path)
-    config = write_config(tmp_path)
-    status, errors = mm_fit(config, tmp_path / "whole")
+    status, errors = mm_fit(write_config(tmp_path), tmp_path / "whole")
     assert status == 0, errors
     root = tmp_path / "killed"
     last = root / "checkpoints/last.ckpt"
+    # However late the kill comes, the run hasn't ended: it holds still two steps before.
+    hold = {"hook": "on_train_batch_start", "step": STEPS - 2, "number": int(signal.SIGSTOP)}
+    config = write_config(tmp_path, {"class_path": "fitting.SignalAt", "init_args": hold})
     with subprocess.Popen(command(config, root), env=environment()) as process:
         while not last.exists() and process.poll() is None:
             time.sleep(0.01)
@@ -30,7 +32,7 @@ def test_killed_in_the_middle(tmp_path: Path) -> None:
         assert process.wait() == -signal.SIGKILL
     saved = last_checkpoint(root)["global_step"]
     assert 0 < saved < STEPS
-    status, errors = mm_fit(config, root, "--ckpt_path", "last")
+    status, errors = mm_fit(write_config(tmp_path), root, "--ckpt_path", "last")
     assert status == 0, errors
     expected, found = logged(tmp_path / "whole"), logged(root, last=True)
     assert len(expected) == STEPS

@@ -309,9 +309,11 @@ def test_from_file_to_text(shots: int, prompt: str, tmp_path: Path) -> None:
     again = mm.load(saved)
     assert again.family == "IDEFICS" and again.capabilities == ("caption", "shots")
     assert captions(again, 2) == expected
-    several = {"prompt": ["a", "a photo of the"] * 2, "shots": examples}
-    beside = model.caption(photos[:4], **several)
-    alone = [model.caption(p, prompt=t, shots=examples)[0] for p, t in zip(photos, several["prompt"], strict=False)]
+    several: dict[str, Any] = {"prompt": ["a", "a photo of the"] * 2, "shots": examples}
+    short = GenerationConfig(min_tokens=2, max_tokens=6, beams=2)
+    beside = model.caption(photos[:4], **several, config=short)
+    pairs = zip(photos, several["prompt"], strict=False)
+    alone = [model.caption(path, prompt=text, shots=examples, config=short)[0] for path, text in pairs]
     assert [caption.text for caption in beside] == [caption.text for caption in alone]
 
 

@@ -15,9 +15,10 @@ from mm.data.images import read_image_bytes
 from mm.data.making.annotations import read_records
 from mm.data.making.records import Record, Records
 from mm.data.samples import Rejection, Sample, printable
+from mm.data.shards.finding import is_shard, missing
 from mm.data.shards.reading import read_shard
 from mm.data.shards.tar import IMAGE_SUFFIXES, Group, groups
-from mm.data.sources import Source, is_image, is_shard, read_image_file, resolve_sources
+from mm.data.sources import Source, count_images, is_image, read_image_file, resolve_sources
 from mm.errors import DataError, OptionError, ShardError, UsageError
 
 _READ_SUFFIXES = IMAGE_SUFFIXES | {"txt", "json"}
@@ -88,7 +89,7 @@ def gather(paths: Sequence[Path], out: Path, images: Path | None = None, languag
         elif path.is_file():
             gathered.append(RecordItems(path, read_records(path, language), images or path.parent))
         else:
-            raise UsageError(f"{printable(str(path))}: doesn't exist; check the path")
+            raise missing(path)
     if images is not None and not any(isinstance(items, RecordItems) for items in gathered):
         raise OptionError("--images says where the images of tables and JSON files lie; no source is such a file")
     return gathered
@@ -115,8 +116,7 @@ class FileItems:
     @property
     def count(self) -> int | None:
         """How many images there are, or None where that isn't known."""
-        counts = [source.count for source in self._sources]
-        return None if None in counts else sum(count or 0 for count in counts)
+        return count_images(self._sources)
 
     @property
     def state(self) -> str:

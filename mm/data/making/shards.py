@@ -18,6 +18,7 @@ from mm.data.making.selection import AddedCaptions, CaptionFile, ImageList, Sele
 from mm.data.parallel import usable_cpus
 from mm.data.samples import Tally
 from mm.data.shards.manifest import Manifest
+from mm.data.sources import add_counts
 
 _AHEAD = 4  # images in work or waiting, for each worker
 
@@ -142,8 +143,7 @@ def _matched(gathered: Sequence[Items], listed: ImageList | None, added: AddedCa
 
 def _chosen(gathered: Sequence[Items], listed: ImageList | None, progress: Progress | None) -> Iterator[Item]:
     """All items; those that aren't listed load as left out."""
-    counts = [items.count for items in gathered]
-    total = None if None in counts else sum(count or 0 for count in counts)
+    total = add_counts(items.count for items in gathered)
     for number, item in enumerate(itertools.chain.from_iterable(gathered), 1):
         if listed is None or not item.key or item.key in listed:
             yield item

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from bisect import bisect_right
 from itertools import accumulate
 
+from mm.data.hashes import hash64
 from mm.data.shards.keys import clean_key
 from mm.errors import OptionError
 
@@ -58,8 +58,7 @@ class Splits:
 
     def of(self, key: str) -> str:
         """The split that a sample with this key belongs to."""
-        digest = hashlib.sha256(clean_key(key).encode()).digest()
-        return self.names[bisect_right(self._ends, int.from_bytes(digest[:8], "big"))]
+        return self.names[bisect_right(self._ends, hash64(clean_key(key)))]
 
 
 ONE = Splits({"": 1.0})

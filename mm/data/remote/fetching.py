@@ -139,9 +139,17 @@ def _open(address: str) -> Any:
     else:
         filesystem, path = fsspec.url_to_fs(address, skip_instance_cache=True)
         options = {}
+        _try_once(filesystem)
     if filesystem.async_impl:
         _filesystems.append(weakref.ref(filesystem))
     return filesystem.open(path, "rb", **options)
+
+
+def _try_once(filesystem: Any) -> None:
+    """Leaves trying again to ``Retries``: both s3fs and the client below it try requests five times each."""
+    if "s3" in filesystem.protocol:
+        filesystem.retries = 1
+        filesystem.config_kwargs = {"retries": {"total_max_attempts": 1}} | filesystem.config_kwargs
 
 
 def _close_connections() -> None:
@@ -186,6 +194,8 @@ def _translated(error: Exception, address: str, stream: Any) -> Exception:
         return ShardError(f"{address}: doesn't exist{answer}", MISSING)
     if isinstance(error, PermissionError) or status in (401, 403):
         return ShardError(f"{address}: access is refused{answer}; check the credentials", UNREADABLE)
+    if "Credential" in type(error).__name__:  # they are missing, which every protocol's package has its own error for
+        return ShardError(f"{address}: access is refused ({_one_line(error)}); check the credentials", UNREADABLE)
     if isinstance(status, int) and 400 <= status < 500 and status not in _TRY_AGAIN:
         return ShardError(f"{address}: the server refuses the request{answer}", UNREADABLE)
     if isinstance(status, int) and status >= 400:

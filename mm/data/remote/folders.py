@@ -12,10 +12,10 @@ from mm.data.remote.cache import ShardCache
 from mm.data.remote.fetching import PIPE, is_web, read_remote
 from mm.data.shards.archive import MISSING
 from mm.data.shards.entries import ManifestEntry
-from mm.data.shards.manifest import MANIFEST_NAME, Manifest
+from mm.data.shards.finding import MANIFEST_NAME
+from mm.data.shards.manifest import Manifest
 from mm.errors import DataError, ShardError, UsageError
 
-_REMOTE = re.compile(r"pipe:|[A-Za-z][A-Za-z0-9+.-]*://")
 _LARGEST_MANIFEST = 256 << 20  # bytes; a shard takes about 200
 _WEB = re.compile(r"([^?#]*/)([^/?#]*)(.*)", re.DOTALL)
 # In a command, the last name of the manifest, or else of a shard.
@@ -55,11 +55,6 @@ class RemoteFolder:
                 "damaged manifest",
             )
         return self.before + (quote(name) if is_web(self.before) else name) + self.after
-
-
-def is_remote(address: str) -> bool:
-    """Whether this is ``PROTOCOL://...`` or ``pipe:COMMAND``, as opposed to a path."""
-    return _REMOTE.match(address) is not None
 
 
 def remote_manifest(address: str, cache: ShardCache) -> Manifest:

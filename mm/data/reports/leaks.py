@@ -8,7 +8,6 @@ Perceptual Image Hash Functions", 2010, describes hashes of this kind.)
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from mm.data.images import DEFAULT_MAX_PIXELS, convert_image, open_image
+from mm.data.hashes import hash64
+from mm.data.images import DEFAULT_MAX_PIXELS, decode_small
 from mm.data.parallel import map_in_processes, process_count
 from mm.data.samples import Rejection, Sample
 from mm.data.shards.reading import read_shard
@@ -45,7 +45,7 @@ class Fingerprints:
     Args:
         samples: shard and key of each of n images.
         thumbnails: (n, 16, 16) uint8, grey.
-        digests: (n,) uint64, from SHA-256 over the file.
+        digests: (n,) uint64 hashes of the files.
         rejections: what couldn't be read.
     """
 
@@ -103,7 +103,6 @@ def fingerprint_shards(
     shards: Sequence[Path],
     progress: Callable[[int], None] | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
-    workers: int | None = None,
 ) -> Fingerprints:
     """Reads all images of shards, several shards at once.
 
@@ -111,11 +110,10 @@ def fingerprint_shards(
         shards: the tar files.
         progress: called with the number of images of each shard that was read.
         max_pixels: the most pixels an image may have.
-        workers: how many processes; as many as pay if None.
     """
     fingerprint = partial(_fingerprint_shard, max_pixels=max_pixels)
     parts = []
-    for part in map_in_processes(fingerprint, shards, workers or process_count(shards)):
+    for part in map_in_processes(fingerprint, shards, process_count(shards)):
         parts.append(part)
         if progress is not None:
             progress(len(part) + len(part.rejections))
@@ -133,9 +131,7 @@ def thumbnail_of(image: bytes, name: str = "image", max_pixels: int = DEFAULT_MA
     Raises:
         ImageError: it can't be decoded.
     """
-    opened = open_image(image, name, max_pixels)
-    opened.draft("RGB", (4 * _SIDE, 4 * _SIDE))
-    grey = convert_image(opened).convert("L")
+    grey = decode_small(image, 4 * _SIDE, name, max_pixels).convert("L")
     return np.asarray(grey.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR))
 
 
@@ -211,7 +207,7 @@ def _fingerprint_shard(path: Path, max_pixels: int) -> Fingerprints:
                 rejections.append(Rejection.of(error, item.source, item.key))
                 continue
             samples.append((path, item.key))
-            digests.append(int.from_bytes(hashlib.sha256(item.image).digest()[:8], "little"))
+            digests.append(hash64(item.image))
         else:
             rejections.append(item)
     stacked = np.stack(thumbnails) if thumbnails else np.empty((0, _SIDE, _SIDE), np.uint8)

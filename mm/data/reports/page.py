@@ -11,7 +11,7 @@ from io import BytesIO
 
 from PIL import Image
 
-from mm.data.images import DEFAULT_MAX_PIXELS, convert_image, open_image
+from mm.data.images import DEFAULT_MAX_PIXELS, decode_small
 
 THUMBNAIL = 256
 """Longer side of pictures in pixels."""
@@ -150,9 +150,7 @@ def small_jpeg(image: bytes, name: str = "image", max_pixels: int = DEFAULT_MAX_
     Raises:
         ImageError: it can't be decoded.
     """
-    opened = open_image(image, name, max_pixels)
-    opened.draft("RGB", (THUMBNAIL, THUMBNAIL))
-    small = convert_image(opened)
+    small = decode_small(image, THUMBNAIL, name, max_pixels)
     small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
     buffer = BytesIO()
     small.save(buffer, "JPEG", quality=80)

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from mm.data.hashes import hash64
 from mm.data.images import DEFAULT_MAX_PIXELS, open_image
 from mm.data.parallel import map_in_processes, process_count
 from mm.data.reports.page import small_jpeg
 from mm.data.rgb import upright_size
 from mm.data.samples import Sample
-from mm.data.shards.manifest import ManifestEntry
+from mm.data.shards.finding import Shard
 from mm.data.shards.reading import read_shard
 from mm.errors import ImageError
 
@@ -51,7 +50,7 @@ class CaptionStatistics:
             words = words_of(caption)
             self.lengths[len(words)] += 1
             self.words.update(words)
-        self.digests.append(np.array([_digest(caption.encode()) for caption in captions], np.uint64))
+        self.digests.append(np.array([hash64(caption) for caption in captions], np.uint64))
 
     def merge(self, other: CaptionStatistics) -> None:
         """Counts what another one counted."""
@@ -111,13 +110,13 @@ class Statistics:
         self.uncaptioned += not sample.captions
         for language, captions in sample.captions.items():
             self.captions.setdefault(language, CaptionStatistics()).add(captions)
-        self.digests.append(np.array([_digest(sample.image)], np.uint64))
+        self.digests.append(np.array([hash64(sample.image)], np.uint64))
 
-    def show(self, sample: Sample, most: int = EXAMPLES) -> None:
-        """Keeps a sample as an example where it is among the ``most`` that come first by the hash of their key."""
-        place = _digest(sample.key.encode())
-        if len(self.examples) < most or place < self.examples[-1][0]:
-            self.examples = heapq.nsmallest(most, [*self.examples, (place, sample)], key=_place)
+    def show(self, sample: Sample) -> None:
+        """Keeps a sample as an example where it is among the 24 that come first by the hash of their key."""
+        place = hash64(sample.key)
+        if len(self.examples) < EXAMPLES or place < self.examples[-1][0]:
+            self.examples = heapq.nsmallest(EXAMPLES, [*self.examples, (place, sample)], key=_place)
 
     def merge(self, other: Statistics) -> None:
         """Counts what another one counted."""
@@ -139,7 +138,7 @@ class Statistics:
 
 
 def count_shards(
-    shards: Sequence[tuple[Path, ManifestEntry | None]],
+    shards: Sequence[Shard],
     progress: Callable[[int], None] | None = None,
     examples: bool = False,
     max_pixels: int = DEFAULT_MAX_PIXELS,
@@ -247,7 +246,7 @@ def _counted(sizes: Counter[tuple[int, int]], what: Callable[[tuple[int, int]], 
     return counts
 
 
-def _count_shard(shard: tuple[Path, ManifestEntry | None], examples: bool, max_pixels: int) -> Statistics:
+def _count_shard(shard: Shard, examples: bool, max_pixels: int) -> Statistics:
     path, expected = shard
     counted = Statistics(shards=1, bytes=path.stat().st_size if path.is_file() else 0)
     for item in read_shard(path, expected):
@@ -261,7 +260,7 @@ def _count_shard(shard: tuple[Path, ManifestEntry | None], examples: bool, max_p
             continue
         if examples:
             counted.show(item)
-    counted.examples = [shown for example in counted.examples if (shown := _scaled_down(example))]
+    counted.examples = [shown for example in counted.examples if (shown := _scaled_down(example, max_pixels))]
     counted.digests = _joined(counted.digests)
     for captions in counted.captions.values():
         captions.digests = _joined(captions.digests)
@@ -272,17 +271,13 @@ def _joined(arrays: list[np.ndarray]) -> list[np.ndarray]:
     return [np.concatenate(arrays)] if arrays else []
 
 
-def _scaled_down(example: tuple[int, Sample]) -> tuple[int, Sample] | None:
+def _scaled_down(example: tuple[int, Sample], max_pixels: int) -> tuple[int, Sample] | None:
     """An example with its image scaled down; None where that can't be decoded."""
     place, sample = example
     try:
-        return place, replace(sample, image=small_jpeg(sample.image, sample.source))
+        return place, replace(sample, image=small_jpeg(sample.image, sample.source, max_pixels))
     except ImageError:
         return None
-
-
-def _digest(content: bytes) -> int:
-    return int.from_bytes(hashlib.sha256(content).digest()[:8], "little")
 
 
 def _place(example: tuple[int, Sample]) -> int:

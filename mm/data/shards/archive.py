@@ -148,6 +148,7 @@ class HashingReader:
     def __init__(self, archive: Archive) -> None:
         self._archive = archive
         self._position = 0
+        self._block, self._end = b"", 0
         self._digest = hashlib.sha256()
 
     def blocks(self, offset: int, size: int) -> Iterator[bytes]:
@@ -172,10 +173,15 @@ class HashingReader:
 
     def _until(self, end: int) -> Iterator[bytes]:
         while self._position < end:
-            block = self._archive.content(self._position, min(end - self._position, _BLOCK))
-            self._digest.update(block)
-            self._position += len(block)
-            yield block
+            if self._position == self._end:
+                size = min(max(end, self._archive.size) - self._position, _BLOCK)
+                self._block = self._archive.content(self._position, size)
+                self._end += size
+                self._digest.update(self._block)
+            at = self._position - self._end + len(self._block)
+            piece = self._block[at : at + end - self._position]
+            self._position += len(piece)
+            yield piece
 
 
 def changed(name: str) -> ShardError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,21 +10,20 @@ from pathlib import Path
 
 import numpy as np
 
+from mm.data.hashes import hash64
 from mm.data.images import DEFAULT_MAX_PIXELS
 from mm.data.parallel import map_in_processes, process_count
 from mm.data.samples import Rejection, Tally
 from mm.data.shards.archive import Archive
-from mm.data.shards.inspection import inspect_shard
+from mm.data.shards.entries import ManifestEntry
+from mm.data.shards.finding import MANIFEST_NAME, Shard, find_tars
+from mm.data.shards.inspecting import inspect_shard
 from mm.data.shards.layout import Layout
-from mm.data.shards.manifest import MANIFEST_NAME, Manifest, ManifestEntry, is_manifest
-from mm.data.sources import resolve_sources
+from mm.data.shards.manifest import Manifest
+from mm.data.sources import find_shards
 from mm.errors import DataError, UsageError
 
-NOT_LISTED = "shard not in the manifest"
 KEY_IN_SEVERAL = "key in several shards"
-
-Shard = tuple[Path, ManifestEntry | None]
-"""A shard, and what a manifest says about it, if anything."""
 
 
 @dataclass(frozen=True)
@@ -124,39 +122,6 @@ def check_shards(
     return report
 
 
-def find_shards(paths: str | Path | Sequence[str | Path]) -> tuple[list[Shard], list[Rejection]]:
-    """Finds the shards that paths stand for, those of subfolders too.
-
-    Args:
-        paths: folders of shards, and shards.
-
-    Returns:
-        Each shard once, missing ones that a manifest lists too; and what is wrong with manifests.
-
-    Raises:
-        UsageError: there is no such path, or no shards in it.
-    """
-    sources = resolve_sources([paths] if isinstance(paths, str | Path) else paths)
-    shards: list[Shard] = [(source.path, source.expected) for source in sources if source.is_shard]
-    problems = [source.problem for source in sources if source.problem is not None]
-    if not shards:
-        raise UsageError(f"{sources[0].path.parent}: holds no .tar shards; `mm shards make` makes them from images")
-    broken = {Path(problem.source).parent for problem in problems}
-    unlisted_in = {path.parent for path, expected in shards if expected is None} - broken
-    indexed = {folder for folder in unlisted_in if is_manifest(folder / MANIFEST_NAME)}
-    for path, expected in shards:
-        if expected is None and path.parent in indexed:
-            detail = f"{path}: isn't listed in {MANIFEST_NAME}; remove one, or write the manifest anew"
-            problems.append(Rejection(str(path), "", NOT_LISTED, detail, 0))
-    return shards, problems
-
-
-def count_samples(shards: Sequence[Shard]) -> int | None:
-    """How many samples there are going by manifests; None where one of the shards isn't listed."""
-    known = [entry.nsamples for _, entry in shards if entry is not None]
-    return sum(known) if len(known) == len(shards) else None
-
-
 def write_manifests(report: ShardReport) -> list[Path]:
     """Writes the manifest of each folder whose shards were checked and that has none.
 
@@ -175,7 +140,7 @@ def write_manifests(report: ShardReport) -> list[Path]:
         raise DataError("no manifest was written: it would vouch for shards that have problems; repair them first")
     written = []
     for folder, entries in unlisted(report).items():
-        left = {path.name for path in folder.glob("*.tar")} - {entry.path.name for entry in entries}
+        left = {path.name for path in find_tars(folder)} - {entry.path.name for entry in entries}
         if left:
             raise UsageError(f"{folder}: not all of its shards were checked ({min(left)}, ...); name the folder itself")
         written.append(Manifest(entries).write(folder / MANIFEST_NAME))
@@ -202,7 +167,7 @@ def _check_shard(shard: Shard, captions: bool, decode: bool, max_pixels: int) ->
         images=decode,
         headers=not decode,
         max_pixels=max_pixels,
-        each=lambda located: keys.append(_hash(located.key)),
+        each=lambda located: keys.append(hash64(located.key)),
     )
     unusable = frozenset(found.unusable)
     return CheckedShard(path, expected, found.entry, found.problems, unusable, np.array(keys, np.uint64))
@@ -219,13 +184,9 @@ def _keys_in_several(shards: Sequence[CheckedShard]) -> Iterator[Rejection]:
         if shared.isdisjoint(shard.keys.tolist()):
             continue
         with Archive(shard.path) as archive:
-            offsets = {located.key: located.offset for located in Layout(archive) if _hash(located.key) in shared}
+            offsets = {located.key: located.offset for located in Layout(archive) if hash64(located.key) in shared}
         for key, offset in offsets.items():
             if first.setdefault(key, shard.path) != shard.path:
                 name = f"{shard.path}/{key}"
                 detail = f"{name}: {first[key]} has this key too; `mm shards check --repair` gives it another"
                 yield Rejection(name, key, KEY_IN_SEVERAL, detail, 0, offset)
-
-
-def _hash(key: str) -> int:
-    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "backslashreplace"), digest_size=8).digest(), "little")

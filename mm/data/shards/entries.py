@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mm.errors import DataError
+from mm.errors import DataError, UsageError
 
 KIND = "wids-shard-index-v1"
 
@@ -40,6 +40,22 @@ class ManifestEntry:
     def name(self) -> str:
         """What messages call it."""
         return self.remote or str(self.path)
+
+
+def read_entries(path: Path) -> list[ManifestEntry]:
+    """Reads the entries of a shard index, whose shards lie in its folder.
+
+    Raises:
+        UsageError: there is no such file.
+        DataError: it isn't a shard index, or an entry is wrong; the message names file and key.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UsageError(f"{path}: doesn't exist; `mm shards make` writes one") from None
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {error.strerror}", "damaged manifest") from error
+    return parse_entries(content, str(path), path.parent)
 
 
 def parse_entries(content: bytes, name: str, base: Path) -> list[ManifestEntry]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from mm.data.samples import printable
 
 
@@ -20,14 +18,10 @@ def clean_key(key: str) -> str:
 
 
 class UniqueKeys:
-    """Keys, each of which is taken once: one that was taken before gets a number.
+    """Keys, each of which is taken once: one that was taken before gets a number."""
 
-    Args:
-        taken: keys that were taken before.
-    """
-
-    def __init__(self, taken: Iterable[str] = ()) -> None:
-        self._numbers = dict.fromkeys(taken, 1)  # of each key, the last number that was tried
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}  # of each key, the last number that was tried
 
     def take(self, key: str) -> str:
         """The key itself, or the first of ``key_2``, ``key_3`` ... that wasn't taken."""

@@ -11,6 +11,7 @@ import logging
 import os
 import sqlite3
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ CREATE TABLE IF NOT EXISTS shards (
 class KnownShards:
     """Remembers inspections of shards by path, as long as the files don't change. A cache: without it, all is slower.
 
+    An instance knows what it kept itself even where nothing can be written.
+
     Args:
         folder: where the database ``shards.db`` lies; the user's cache folder if None.
     """
@@ -42,6 +45,7 @@ class KnownShards:
     def __init__(self, folder: Path | None = None) -> None:
         self._path = (folder or cache_folder()) / "shards.db"
         self._rows: list[tuple[Any, ...]] = []
+        self._kept: dict[tuple[str, str], tuple[FileState, Inspection]] = {}
 
     def find(self, entries: Sequence[ManifestEntry], thoroughness: Thoroughness) -> dict[int, Inspection]:
         """What is known of shards.
@@ -54,18 +58,18 @@ class KnownShards:
             An inspection by number of the shard, for those that are known and haven't changed.
         """
         found: dict[int, Inspection] = {}
-        if not self._path.exists():
+        if self._kept:
+            for number, entry in enumerate(entries):
+                state, kept = self._kept.get(_row_key(entry, thoroughness), (None, None))
+                if kept is not None and _state(entry.path) == state:
+                    found[number] = kept
+        if len(found) == len(entries) or not self._path.exists():
             return found
         try:
             with contextlib.closing(self._connect()) as database:
                 for number, entry in enumerate(entries):
-                    row = database.execute(
-                        "SELECT size, mtime, ctime, inode, inspection FROM shards WHERE path = ? AND question = ?",
-                        _row_key(entry, thoroughness),
-                    ).fetchone()
-                    if row is not None and _state(entry.path) == row[:4]:
-                        with contextlib.suppress(ValueError, TypeError, KeyError):  # a damaged row isn't used
-                            found[number] = _decode(row[4], entry)
+                    if number not in found and (known := _look_up(database, entry, thoroughness)) is not None:
+                        found[number] = known
         except (sqlite3.Error, OSError) as error:
             _warn(self._path, str(error))
         return found
@@ -79,7 +83,9 @@ class KnownShards:
             state: of the file when that was done.
             found: what was found, not held against a manifest.
         """
-        self._rows.append((*_row_key(entry, thoroughness), *state, _encode(found)))
+        key = _row_key(entry, thoroughness)
+        self._kept[key] = state, found
+        self._rows.append((*key, *state, _encode(found)))
         if len(self._rows) >= _AT_ONCE:
             self.flush()
 
@@ -109,6 +115,20 @@ def _warn(path: Path, error: str) -> None:
     log.warning(
         "%s: can't be used (%s), so shards are inspected anew every time; delete it, or set MM_CACHE", path, error
     )
+
+
+def _look_up(database: sqlite3.Connection, entry: ManifestEntry, thoroughness: Thoroughness) -> Inspection | None:
+    """What a database knows of a shard; what was found when it was verified answers without, too."""
+    query = "SELECT size, mtime, ctime, inode, inspection FROM shards WHERE path = ? AND question = ?"
+    for verify in (False, True) if not thoroughness.verify else (True,):
+        row = database.execute(query, _row_key(entry, thoroughness._replace(verify=verify))).fetchone()
+        if row is not None and _state(entry.path) == row[:4]:
+            with contextlib.suppress(ValueError, TypeError, KeyError):  # a damaged row isn't used
+                found = _decode(row[4], entry)
+                if thoroughness.verify:
+                    return found
+                return replace(found, entry=replace(found.entry, sha256=None), digests=None)
+    return None
 
 
 def _row_key(entry: ManifestEntry, thoroughness: Thoroughness) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -11,9 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mm.data.samples import Rejection
-from mm.data.shards.entries import KIND, ManifestEntry, parse_entries
-from mm.errors import DataError, OutputError, UsageError
+from mm.data.shards.entries import KIND, ManifestEntry, parse_entries, read_entries
+from mm.data.shards.finding import MANIFEST_NAME, ShardFolder, find_tars, no_shards
+from mm.errors import OutputError, UsageError
 from mm.files import write_whole
 
 if TYPE_CHECKING:
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MANIFEST_NAME = "manifest.json"
 HASH_DIFFERS = "shard hash differs"
 Progress = Callable[[int], None]
+Inspect = Callable[[list[Path]], "list[Inspection]"]
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,7 @@ class Manifest:
         path = Path(path)
         if path.is_dir():
             path = path / MANIFEST_NAME
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:
-            raise UsageError(f"{path}: doesn't exist; `mm shards make` writes one") from None
-        except OSError as error:
-            raise DataError(f"{path}: can't be read: {error.strerror}", "damaged manifest") from error
-        return cls.parse(content, str(path), path.parent)
+        return cls(read_entries(path))
 
     @classmethod
     def parse(cls, content: bytes, name: str, base: Path) -> Manifest:
@@ -88,37 +83,36 @@ class Manifest:
         return cls(parse_entries(content, name, base))
 
     @classmethod
-    def of(cls, source: str | Path | Sequence[str | Path]) -> Manifest:
+    def of(cls, source: str | Path | Sequence[str | Path], inspect: Inspect | None = None) -> Manifest:
         """The manifest of a folder, a shard or several, made in memory where none is written.
 
         That reads headers and captions, unless they are known from an earlier run; hashes are left out.
 
         Args:
             source: a folder with shards, a tar, or a list of these. A shard named twice counts once.
+            inspect: how shards that no manifest lists are looked through, for who will look closer at all shards.
 
         Raises:
             UsageError: a path doesn't exist, or a folder has no shards.
             DataError: a ``manifest.json`` is there but wrong.
         """
         sources = [source] if isinstance(source, str | Path) else list(source)
-        folders: dict[Path, dict[Path, ManifestEntry]] = {}
         found: list[ManifestEntry | Path] = []
+        open_folder = functools.cache(ShardFolder)
         for path in map(Path, sources):
-            folder = path if path.is_dir() else path.parent
-            if folder not in folders:
-                folders[folder] = _listed(folder)
-            listed = folders[folder]
+            folder = open_folder(path if path.is_dir() else path.parent)
+            if folder.problem is not None:
+                raise folder.problem
             if path.is_dir():
-                found += listed.values() or _tars(path)
-                _warn_of_others(path, listed)
+                found += _used(folder)
             elif path.is_file():
-                found.append(listed.get(path, path))
+                found.append(folder.listed.get(path, path))
             else:
                 raise UsageError(f"{path}: doesn't exist; give a folder of shards or a .tar file")
         unique: dict[Path, ManifestEntry | Path] = {}
         for item in found:
             unique.setdefault((item if isinstance(item, Path) else item.path).absolute(), item)
-        indexed = _index([path for path in unique.values() if isinstance(path, Path)])
+        indexed = _index([path for path in unique.values() if isinstance(path, Path)], inspect)
         return cls([indexed[item] if isinstance(item, Path) else item for item in unique.values()])
 
     @classmethod
@@ -136,7 +130,10 @@ class Manifest:
         folder = Path(folder)
         if not folder.is_dir():
             raise UsageError(f"{folder}: isn't a folder; give the folder that holds the shards")
-        inspections = _inspect(_tars(folder), verify=True, progress=progress)
+        paths = find_tars(folder)
+        if not paths:
+            raise no_shards(folder)
+        inspections = _inspect(paths, verify=True, progress=progress)
         for found in inspections:
             found.raise_fault()
         return cls([found.entry for found in inspections])
@@ -168,71 +165,21 @@ class Manifest:
         return path
 
 
-def list_shards(folder: Path) -> tuple[list[tuple[Path, ManifestEntry | None]], list[Rejection]]:
-    """The shards of a folder, each with what the manifest says about it, if anything.
-
-    Args:
-        folder: it may hold no shards at all.
-
-    Returns:
-        The manifest's shards in its order, missing ones too, then the other ``.tar`` files of the folder; and
-        what is wrong with the manifest.
-    """
-    listed: list[ManifestEntry] = []
-    problems: list[Rejection] = []
-    index = folder / MANIFEST_NAME
-    if is_manifest(index):
-        try:
-            listed = Manifest.read(index).shards
-        except DataError as error:
-            problems.append(Rejection.of(error, str(index), samples=0))
-    known = {entry.path for entry in listed}
-    others = [path for path in _find_tars(folder) if path not in known]
-    shards: list[tuple[Path, ManifestEntry | None]] = [(entry.path, entry) for entry in listed]
-    return shards + [(path, None) for path in others], problems
+def _used(folder: ShardFolder) -> list[ManifestEntry] | list[Path]:
+    """The shards of a folder that its manifest lists, or all of them where there is none."""
+    if not folder.listed:
+        if not folder.others:
+            raise no_shards(folder.path)
+        return folder.others
+    names = [path.name for path in folder.others]
+    if names:
+        listed = f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
+        what = "%s: %d .tar files aren't listed in manifest.json and aren't used (%s)"
+        log.warning(what, folder.path, len(names), listed)
+    return [*folder.listed.values()]
 
 
-def is_manifest(path: Path) -> bool:
-    """Whether a file is meant as a shard index: one that says so, or that can't be read as JSON at all."""
-    if not path.is_file():
-        return False
-    try:
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return True
-    return isinstance(document, dict) and ("__kind__" in document or "shardlist" in document)
-
-
-def _find_tars(folder: Path) -> list[Path]:
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() == ".tar" and not path.name.startswith(".") and path.is_file()
-    )
-
-
-def _tars(folder: Path) -> list[Path]:
-    paths = _find_tars(folder)
-    if not paths:
-        raise UsageError(f"{folder}: holds no .tar shards; `mm shards make` makes them from images")
-    return paths
-
-
-def _listed(folder: Path) -> dict[Path, ManifestEntry]:
-    """What a folder's manifest says, by path; nothing where there is no manifest."""
-    if not is_manifest(folder / MANIFEST_NAME):
-        return {}
-    return {entry.path: entry for entry in Manifest.read(folder).shards}
-
-
-def _warn_of_others(folder: Path, listed: dict[Path, ManifestEntry]) -> None:
-    others = [path for path in _find_tars(folder) if path not in listed] if listed else []
-    if others:
-        names = f"{others[0].name} and {len(others) - 1} more" if len(others) > 1 else others[0].name
-        log.warning("%s: %d .tar files aren't listed in manifest.json and aren't used (%s)", folder, len(others), names)
-
-
-def _index(paths: list[Path]) -> dict[Path, ManifestEntry]:
+def _index(paths: list[Path], inspect: Inspect | None) -> dict[Path, ManifestEntry]:
     """The entries of shards that no manifest lists; a damaged one holds what is before the damage, and one lost."""
     if not paths:
         return {}
@@ -242,11 +189,12 @@ def _index(paths: list[Path]) -> dict[Path, ManifestEntry]:
         paths[0].parent,
         f"these {len(paths)} shards" if len(paths) > 1 else paths[0].name,
     )
-    return {path: _as_found(found) for path, found in zip(paths, _inspect(paths, remember=True), strict=True)}
+    inspections = _inspect(paths, remember=True) if inspect is None else inspect(paths)
+    return {path: _as_found(found) for path, found in zip(paths, inspections, strict=True)}
 
 
 def _as_found(found: Inspection) -> ManifestEntry:
-    return replace(found.entry, nsamples=found.entry.nsamples + (found.fault is not None))
+    return replace(found.entry, nsamples=found.entry.nsamples + (found.fault is not None), sha256=None)
 
 
 def _hashes(paths: list[Path]) -> list[str]:
@@ -262,7 +210,7 @@ def _hashes(paths: list[Path]) -> list[str]:
 def _inspect(
     paths: list[Path], *, verify: bool = False, remember: bool = False, progress: Progress | None = None
 ) -> list[Inspection]:
-    from mm.data.shards.inspection import inspect_shards
+    from mm.data.shards.inspecting import inspect_shards
     from mm.data.shards.known import KnownShards
 
     return inspect_shards(paths, verify=verify, known=KnownShards() if remember else None, progress=progress)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mm.data.shards.archive import MISSING, UNREADABLE, Archive, changed
-from mm.data.shards.inspection import FileState, Inspection, inspect_shards
+from mm.data.shards.inspecting import inspect_shards
+from mm.data.shards.inspection import FileState, Inspection
 from mm.data.shards.known import KnownShards
 from mm.data.shards.layout import HASH_DIFFERS, Layout, disagreement
 from mm.data.shards.manifest import ManifestEntry

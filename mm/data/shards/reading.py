@@ -24,7 +24,7 @@ READ_AHEAD = 4096  # blocks that the system isn't told of again
 
 
 def read_shard(
-    path: str | Path, expected: ManifestEntry | None = None, captions: bool = False, verify: bool = False
+    path: str | Path, expected: ManifestEntry | None = None, verify: bool = False
 ) -> Iterator[Sample | Rejection]:
     """Reads a shard from start to end. Nothing is left out silently.
 
@@ -36,7 +36,6 @@ def read_shard(
     Args:
         path: the tar file.
         expected: what the manifest says about it.
-        captions: whether a sample without a caption is rejected.
         verify: whether the file is hashed as it is read, and held against the manifest's SHA-256.
     """
     path = Path(path)
@@ -51,7 +50,7 @@ def read_shard(
                 try:
                     if located.problem is not None:
                         raise located.problem
-                    yield make_sample(name, located, read_parts(reader or archive, located), captions)
+                    yield make_sample(name, located, read_parts(reader or archive, located))
                 except ShardError:
                     raise
                 except DataError as error:

@@ -14,8 +14,10 @@ from typing import BinaryIO, cast
 
 from mm.data.images import sniff_suffix
 from mm.data.samples import Rejection, Sample, Tally, caption_document
+from mm.data.shards.entries import ManifestEntry
+from mm.data.shards.finding import MANIFEST_NAME, find_tars
 from mm.data.shards.keys import UniqueKeys, clean_key
-from mm.data.shards.manifest import MANIFEST_NAME, Manifest, ManifestEntry
+from mm.data.shards.manifest import Manifest
 from mm.errors import DataError, OptionError, OutputError, ShardError
 from mm.files import make_folder, remove_leftovers, sync_folder
 
@@ -236,9 +238,13 @@ def refuse_shards(out: Path) -> None:
     """Makes sure that a folder holds no shards.
 
     Raises:
-        OutputError: it does.
+        OutputError: it does, or can't be read.
     """
-    if (out / MANIFEST_NAME).exists() or any(out.glob("*.tar")):
+    try:
+        holds = out.is_dir() and ((out / MANIFEST_NAME).exists() or bool(find_tars(out)))
+    except OSError as error:
+        raise OutputError(f"{out}: can't be read ({error.strerror})") from error
+    if holds:
         raise OutputError(f"{out}: already holds shards; choose an empty folder")
 
 

@@ -119,7 +119,7 @@ def test_sizes_leave_images_out() -> None:
 
 
 def test_images_over_the_usual_limit_are_rejected_unless_asked_for() -> None:
-    bomb = encode(Image.new("1", (12_000, 9_000)))
+    bomb = encode(Image.new("L", (12_000, 9_000)), "JPEG")
     sample = Sample("a", "a", bomb)
     rejection = prepared(sample)
     assert isinstance(rejection, Rejection) and rejection.reason == "too many pixels"

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import pickle
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from serving import Site, manifest_of, serving
 
 from mm.data.remote.cache import ShardCache
 from mm.data.remote.fetching import FetchError, Retries
-from mm.data.remote.folders import is_remote, remote_manifest
+from mm.data.remote.folders import remote_manifest
+from mm.data.shards.finding import is_remote
 from mm.data.shards.manifest import Manifest
 from mm.data.shards.writing import write_shards
 from mm.errors import DataError, OptionError, UsageError
@@ -163,6 +165,16 @@ def test_addresses_that_mean_nothing(cache: ShardCache, address: str, message: s
     with pytest.raises(UsageError, match=message) as raised:
         remote_manifest(address, cache)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("protocol", "package"), [("s3", "s3fs"), ("gs", "gcsfs"), ("gcs", "gcsfs")])
+def test_a_package_that_is_missing_is_named(
+    cache: ShardCache, monkeypatch: pytest.MonkeyPatch, protocol: str, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)  # as if it weren't installed
+    address = f"{protocol}://bucket/shards"
+    with pytest.raises(UsageError, match=rf"^{address}/manifest\.json: can't be opened: .*[Ii]nstall {package}"):
+        remote_manifest(address, cache)
 
 
 def test_shard_that_is_not_listed(site: Site, cache: ShardCache) -> None:

@@ -86,6 +86,33 @@ def test_a_window_reads_ahead(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert sum(sizes) < 200_000  # little is read of files whose members are large
 
 
+def test_hashing_reads_small_parts_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, sizes = os.pread, []
+
+    def count(file: int, size: int, offset: int) -> bytes:
+        sizes.append(size)
+        return read(file, size, offset)
+
+    monkeypatch.setattr(os, "pread", count)
+    with Archive(path) as archive:
+        reader = HashingReader(archive)
+        for offset in range(0, len(CONTENT), 4096):
+            assert reader.content(offset + 512, 1000) == CONTENT[offset + 512 : offset + 1512]
+        assert reader.hexdigest() == hashlib.sha256(CONTENT).hexdigest()
+    assert len(sizes) == 3 and sum(sizes) == len(CONTENT)
+
+
+def test_hashing_notices_that_a_file_became_shorter(path: Path) -> None:
+    with Archive(path) as archive:
+        reader = HashingReader(archive)
+        os.truncate(path, 2 << 20)
+        assert reader.content(0, 2 << 20) == CONTENT[: 2 << 20]
+        with pytest.raises(ShardError, match="changed"):
+            reader.hexdigest()
+        with pytest.raises(ShardError, match="changed"):
+            HashingReader(archive).content(len(CONTENT), 512)
+
+
 def test_hashes_what_it_hands_out_and_what_lies_between(path: Path) -> None:
     with Archive(path) as archive:
         reader = HashingReader(archive)

@@ -10,7 +10,7 @@ from pictures import picture, some_samples, write_tar
 from PIL import Image
 
 from mm.data.shards.archive import Archive
-from mm.data.shards.checking import check_shards, find_shards, unlisted, write_manifests
+from mm.data.shards.checking import check_shards, unlisted, write_manifests
 from mm.data.shards.manifest import Manifest
 from mm.data.shards.writing import write_shards
 from mm.errors import DataError, UsageError
@@ -136,6 +136,13 @@ def test_manifests_are_written_where_there_are_none(folder: Path) -> None:
     assert Manifest.read(folder) == whole
 
 
+def test_hidden_files_are_in_no_manifest(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+    (folder / f"._{FIRST}").write_bytes(b"what a file system keeps beside a file")
+    assert write_manifests(check_shards(folder)) == [folder / "manifest.json"]
+    assert [shard.url for shard in Manifest.read(folder).shards] == [FIRST, SECOND, THIRD]
+
+
 def test_no_manifest_vouches_for_bad_shards(folder: Path) -> None:
     (folder / "manifest.json").unlink()
     FAULTS["cut inside a member"].make(folder)
@@ -148,14 +155,6 @@ def test_another_file_called_manifest_is_left_alone(folder: Path) -> None:
     (folder / "manifest.json").write_text('{"name": "an app"}')
     assert not write_manifests(check_shards(folder))
     assert (folder / "manifest.json").read_text() == '{"name": "an app"}'
-
-
-def test_shards_are_found_once_and_in_order(folder: Path) -> None:
-    (folder / "more").mkdir()
-    write_tar(folder / "more" / "a.tar", {"x.png": picture()})
-    shards, problems = find_shards([folder, folder / FIRST, str(folder / "more")])
-    assert [path.name for path, _ in shards] == [FIRST, SECOND, THIRD, "a.tar"] and not problems
-    assert [entry.nsamples if entry else None for _, entry in shards] == [2, 2, 2, None]
 
 
 def test_wrong_use(tmp_path: Path) -> None:

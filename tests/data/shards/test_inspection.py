@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from pictures import picture, some_samples, write_tar
 
-from mm.data.shards.inspection import Inspection, inspect_shard, inspect_shards
+from mm.data.shards import inspecting
+from mm.data.shards.inspecting import inspect_shard, inspect_shards
+from mm.data.shards.inspection import Inspection, _pieces
 from mm.data.shards.manifest import Manifest, ManifestEntry
 from mm.data.shards.reading import IndexedShards
 from mm.data.shards.writing import write_shards
@@ -127,10 +129,29 @@ def test_all_shards_in_order(manifest: Manifest, tmp_path: Path) -> None:
 
 def test_in_several_processes(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = inspect_shards(manifest.shards, verify=True)
-    monkeypatch.setattr("mm.data.shards.inspection._MANY_SAMPLES", 1)
-    monkeypatch.setattr("mm.data.shards.inspection.usable_cpus", lambda: 2)
-    monkeypatch.setattr("mm.data.shards.inspection._inspect", None)  # not in this process
+    monkeypatch.setattr("mm.data.shards.inspecting._MANY_SAMPLES", 1)
+    monkeypatch.setattr("mm.data.shards.inspecting.usable_cpus", lambda: 2)
+    monkeypatch.setattr("mm.data.shards.inspecting._inspect", None)  # not in this process
     assert inspect_shards(manifest.shards, verify=True) == alone
+
+
+def test_small_shards_share_a_task(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    large, small = replace(manifest.shards[0], bytes=9 << 20), replace(manifest.shards[0], bytes=1 << 20)
+    entries = [small] * 5 + [large, large, small, ManifestEntry("x.tar", tmp_path / "x.tar", 1)]
+    assert [len(piece) for piece in _pieces(entries, 64, 4 << 20)] == [4, 2, 1, 2]
+    assert [len(piece) for piece in _pieces(entries, 3, None)] == [3, 3, 3]
+    unlisted = replace(manifest.shards[0], bytes=None)
+    assert [len(piece) for piece in _pieces([unlisted] * 3, 64, unlisted.path.stat().st_size)] == [1, 1, 1]
+    sizes: list[int] = []
+    original = inspecting._inspect_all
+
+    def inspect_all(how: inspecting.Thoroughness, some: list[ManifestEntry]) -> object:
+        sizes.append(len(some))
+        return original(how, some)
+
+    monkeypatch.setattr(inspecting, "_inspect_all", inspect_all)
+    found = inspect_shards([manifest.shards[0]] * 40, verify=True)
+    assert sizes == [10] * 4 and len(found) == 40 and not any(shard.problems for shard in found)
 
 
 def test_hash_of_a_damaged_shard(tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ def test_keys_are_taken_once(keys: list[str]) -> None:
 def test_what_was_taken_is_all_there_is_to_know(keys: list[str], count: int) -> None:
     unique = UniqueKeys()
     taken = [unique.take(key) for key in keys]
-    again = UniqueKeys(taken[:count])
+    again = UniqueKeys()
+    assert [again.take(key) for key in taken[:count]] == taken[:count]
     assert [again.take(key) for key in keys[count:]] == taken[count:]
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from pictures import picture, some_samples, write_tar
 
-from mm.data.shards.inspection import Inspection, inspect_shards
+from mm.data.shards.inspecting import inspect_shards
+from mm.data.shards.inspection import Inspection
 from mm.data.shards.known import KnownShards
 from mm.data.shards.manifest import Manifest
 from mm.data.shards.writing import write_shards
@@ -25,16 +26,16 @@ def manifest(tmp_path: Path) -> Manifest:
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The shards that are inspected."""
-    from mm.data.shards import inspection
+    from mm.data.shards import inspecting
 
     names: list[str] = []
-    original = inspection._inspect
+    original = inspecting._inspect
 
     def inspect(path: Path, *arguments: object) -> object:
         names.append(path.name)
         return original(path, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(inspection, "_inspect", inspect)
+    monkeypatch.setattr(inspecting, "_inspect", inspect)
     return names
 
 
@@ -70,6 +71,26 @@ def test_what_was_not_looked_at_is_not_known(manifest: Manifest, tmp_path: Path,
         opened.clear()
         look(manifest, tmp_path, **options)
         assert len(opened) == 4, options
+
+
+def test_what_was_verified_is_known_without_too(manifest: Manifest, tmp_path: Path, opened: list[str]) -> None:
+    alone = inspect_shards(manifest.shards)
+    look(manifest, tmp_path, verify=True)
+    opened.clear()
+    assert look(manifest, tmp_path) == alone and opened == []
+
+
+def test_an_instance_knows_what_it_kept(
+    manifest: Manifest, tmp_path: Path, opened: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    known = KnownShards(tmp_path / "file")  # where nothing can be written
+    first = inspect_shards(manifest.shards, known=known)
+    opened.clear()
+    assert inspect_shards(manifest.shards, known=known) == first and opened == []
+    path = manifest.shards[1].path
+    path.write_bytes(path.read_bytes()[:-512])
+    assert inspect_shards(manifest.shards, known=known)[1].damaged and opened == [path.name]
 
 
 def test_what_the_manifest_says_may_change(manifest: Manifest, tmp_path: Path, opened: list[str]) -> None:

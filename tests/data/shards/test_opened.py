@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from pictures import some_samples
 
-from mm.data.shards import inspection, opened
+from mm.data.shards import inspecting, opened
 from mm.data.shards.entries import ManifestEntry
-from mm.data.shards.inspection import inspect_shards
+from mm.data.shards.inspecting import inspect_shards
 from mm.data.shards.layout import HASH_DIFFERS, Layout
 from mm.data.shards.manifest import Manifest
 from mm.data.shards.reading import IndexedShards
@@ -166,13 +166,13 @@ def remote(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The shards that were hashed, in order."""
     names: list[str] = []
-    original = inspection.HashingReader
+    original = inspecting.HashingReader
 
-    def noting(archive: opened.Archive) -> inspection.HashingReader:
+    def noting(archive: opened.Archive) -> inspecting.HashingReader:
         names.append(archive.name)
         return original(archive)
 
-    monkeypatch.setattr(inspection, "HashingReader", noting)
+    monkeypatch.setattr(inspecting, "HashingReader", noting)
     return names
 
 

@@ -13,7 +13,7 @@ from pictures import contents, picture, some_samples, write_tar
 
 from mm.data.samples import Rejection, Sample
 from mm.data.shards.archive import Archive
-from mm.data.shards.inspection import inspect_shards
+from mm.data.shards.inspecting import inspect_shards
 from mm.data.shards.manifest import Manifest, ManifestEntry
 from mm.data.shards.reading import IndexedShards, read_shard
 from mm.data.shards.writing import write_shards
@@ -201,8 +201,6 @@ def test_without_images(manifest: Manifest) -> None:
         ({"a.jpg": picture(), "a.png": picture()}, "more than one image"),
         ({"a.png": picture(), "a.txt": b"caf\xe9"}, "caption is not UTF-8"),
         ({"a.png": picture(), "a.json": b"{"}, "caption file is not JSON"),
-        ({"a.png": picture()}, "missing caption"),
-        ({"a.png": picture(), "a.txt": b"  "}, "empty caption"),
         ([("a.png", picture()), ("a.png", picture())], "duplicate member"),
     ],
 )
@@ -211,23 +209,21 @@ def test_bad_samples_among_good_ones(tmp_path: Path, members: dict[str, bytes], 
     last = [("z.png", picture(2)), ("z.txt", b"last")]
     pairs = list(members.items()) if isinstance(members, dict) else members
     path = write_tar(tmp_path / "x.tar", [*good, *pairs, *last])
-    first, bad, final = read_shard(path, captions=True)
+    first, bad, final = read_shard(path)
     assert isinstance(first, Sample) and isinstance(final, Sample) and isinstance(bad, Rejection)
     assert (first.captions, final.captions) == ({"en": ["first"]}, {"en": ["last"]})
     assert bad.reason == reason and str(path) in bad.source and bad.key in bad.source and bad.samples == 1
     assert bad.detail.startswith(str(path)) and "\n" not in bad.detail
     shards = IndexedShards(Manifest.of(path))
     assert len(shards) == 3
-    if bad.reason in ("missing caption", "empty caption"):
-        assert shards[1].captions == {}
-    else:
-        with pytest.raises(DataError) as caught:
-            shards[1]
-        assert (caught.value.reason, caught.value.offset) == (reason, bad.offset)
+    with pytest.raises(DataError) as caught:
+        shards[1]
+    assert (caught.value.reason, caught.value.offset) == (reason, bad.offset)
 
 
-def test_captions_are_required_only_on_request(tmp_path: Path) -> None:
-    path = write_tar(tmp_path / "x.tar", {"a.png": picture()})
+@pytest.mark.parametrize("captions", [{}, {"a.txt": b"  "}])
+def test_captions_are_not_required(tmp_path: Path, captions: dict[str, bytes]) -> None:
+    path = write_tar(tmp_path / "x.tar", {"a.png": picture()} | captions)
     (sample,) = read_shard(path)
     assert isinstance(sample, Sample) and sample.captions == {}
 
