@@ -167,3 +167,9 @@ def test_names_are_made_printable(tmp_path: Path) -> None:
     (tmp_path / "a\nb\udcff.png").write_bytes(picture())
     (sample,) = iter_images([tmp_path])
     assert isinstance(sample, Sample) and sample.source.endswith("a\\nb\\udcff.png") and sample.image == picture()
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/photos", "https://host/a.tar", "pipe:cat a.tar"])
+def test_an_address_is_told_from_a_missing_path(address: str) -> None:
+    with pytest.raises(UsageError, match="isn't a path; remote shards are only read by training"):
+        resolve_sources([address])

@@ -10,8 +10,8 @@ import pytest
 from pictures import picture, some_samples, write_tar
 
 from mm.data.shards import inspecting
-from mm.data.shards.inspecting import inspect_shard, inspect_shards
-from mm.data.shards.inspection import Inspection, _pieces
+from mm.data.shards.inspecting import _pieces, inspect_shard, inspect_shards
+from mm.data.shards.inspection import Inspection
 from mm.data.shards.manifest import Manifest, ManifestEntry
 from mm.data.shards.reading import IndexedShards
 from mm.data.shards.writing import write_shards
