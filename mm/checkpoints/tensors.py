@@ -24,13 +24,14 @@ class SafeTensors:
         path: the file.
 
     Raises:
-        CheckpointError: it is damaged, or can't be read.
+        CheckpointError: it is damaged, can't be read, or is another when it is mapped anew.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = _opened(path)
-        self._limit = path.stat().st_size // MAPPED_ANEW
+        self._state = _state(path)
+        self._limit = self._state[0] // MAPPED_ANEW
         self._read = 0
 
     def contents(self) -> Iterator[tuple[str, tuple[int, ...], str]]:
@@ -44,6 +45,8 @@ class SafeTensors:
         self._read += tensor.nbytes
         if self._read > self._limit:
             self._file, self._read = _opened(self._path), 0
+            if _state(self._path) != self._state:
+                raise CheckpointError(f"{self._path}: was changed while it was read; load it again")
         return tensor
 
 
@@ -120,6 +123,12 @@ def _plain(value: object) -> bool:
         and not (value.is_meta or value.is_quantized)
         and value.nbytes <= value.untyped_storage().nbytes()
     )
+
+
+def _state(path: Path) -> tuple[int, int, int]:
+    """What changes when a file does, its size first."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def _opened(path: Path) -> Any:

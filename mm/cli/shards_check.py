@@ -13,8 +13,8 @@ from mm.cli import common
 from mm.errors import DataError, OptionError, UsageError
 
 if TYPE_CHECKING:
+    from mm.data.reports.checking import ShardReport
     from mm.data.samples import Rejection
-    from mm.data.shards.checking import ShardReport
 
 LISTED = 200
 """The most problems that are printed one by one; ``--json`` gives all."""
@@ -63,7 +63,7 @@ def run(arguments: Sequence[str], program: str) -> int:
 
 
 def _check(options: Any) -> int:
-    from mm.data.shards.checking import check_shards, unlisted, write_manifests
+    from mm.data.reports.checking import check_shards, unlisted, write_manifests
     from mm.data.shards.writing import prepare_folder, refuse_shards
     from mm.data.sources import count_samples, find_shards
     from mm.progress import progress
@@ -102,7 +102,7 @@ def _check(options: Any) -> int:
 
 def _repair(report: ShardReport, out: Path) -> dict[str, Any]:
     """Writes clean shards, where anything is wrong; gives figures about it."""
-    from mm.data.shards.repairing import repair_shards
+    from mm.data.reports.repairing import repair_shards
     from mm.progress import progress
 
     if report.ok:

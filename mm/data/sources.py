@@ -66,10 +66,13 @@ def resolve_sources(paths: Sequence[str | Path]) -> list[Source]:
     Raises:
         UsageError: no paths; or one that doesn't exist, isn't a file or folder, or is a folder without images.
     """
+    return _resolve_all(paths, functools.cache(ShardFolder))
+
+
+def _resolve_all(paths: Sequence[str | Path], open_folder: _Open) -> list[Source]:
     if not paths:
         raise UsageError("no images were named; give image files, folders or .tar shards")
     sources: dict[Path, Source] = {}
-    open_folder = functools.cache(ShardFolder)
     for path in map(Path, paths):
         for source in _resolve(path, open_folder):
             sources.setdefault(source.path.absolute(), source)
@@ -93,14 +96,14 @@ def find_shards(paths: str | Path | Sequence[str | Path]) -> tuple[list[Shard], 
     Raises:
         UsageError: there is no such path, or no shards in it.
     """
-    sources = resolve_sources([paths] if isinstance(paths, str | Path) else paths)
+    open_folder = functools.cache(ShardFolder)
+    sources = _resolve_all([paths] if isinstance(paths, str | Path) else paths, open_folder)
     shards: list[Shard] = [(source.path, source.expected) for source in sources if source.is_shard]
     problems = [source.problem for source in sources if source.problem is not None]
     if not shards:
         raise no_shards(sources[0].path.parent)
-    indexed = functools.cache(lambda folder: bool(ShardFolder(folder).listed))
     for path, expected in shards:
-        if expected is None and indexed(path.parent):
+        if expected is None and open_folder(path.parent).listed:
             detail = f"{path}: isn't listed in {MANIFEST_NAME}; remove one, or write the manifest anew"
             problems.append(Rejection(str(path), "", NOT_LISTED, detail, 0))
     return shards, problems

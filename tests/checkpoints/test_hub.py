@@ -402,3 +402,15 @@ def test_errors_are_of_mm(folder: Path) -> None:
     with pytest.raises(MMError) as caught:
         load_model(folder)
     assert caught.value.exit_code == 2
+
+
+def test_a_file_that_is_replaced_while_it_is_read(tmp_path: Path) -> None:
+    names = [f"layer.{number}" for number in range(16)]
+    save_file({name: torch.zeros(100) for name in names}, tmp_path / "model.safetensors")
+    save_file({name: torch.ones(100) for name in names}, tmp_path / "other")
+    weights = Weights(tmp_path)
+    assert weights[names[0]].sum() == 0
+    (tmp_path / "other").replace(tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: was changed while it was read"):
+        for name in names[1:]:
+            assert weights[name].sum() == 0

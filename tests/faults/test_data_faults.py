@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from tars import facts
 
+from mm.data.reports.checking import check_shards
 from mm.data.samples import Rejection, Sample, Tally
-from mm.data.shards.checking import check_shards
 from mm.data.shards.inspecting import inspect_shards
 from mm.data.shards.manifest import Manifest
 from mm.data.shards.reading import IndexedShards, read_shard

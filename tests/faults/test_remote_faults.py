@@ -26,7 +26,7 @@ from mm.data.remote import fetching
 from mm.data.remote.cache import ShardCache
 from mm.data.remote.folders import remote_manifest
 from mm.data.shards.entries import ManifestEntry
-from mm.data.shards.manifest import HASH_DIFFERS
+from mm.data.shards.layout import HASH_DIFFERS
 from mm.errors import DataError, OptionError, OutputError, ShardError, UsageError
 
 CONTENT = bytes(range(256)) * 2000
@@ -152,6 +152,10 @@ class NoCredentialsError(Exception):
     """As botocore names it."""
 
 
+class CredentialRetrievalError(Exception):
+    """As botocore calls it when credentials can't be had just now."""
+
+
 class Failing(AbstractFileSystem):
     """Fails like s3fs: as often as it tries, by itself."""
 
@@ -198,6 +202,13 @@ def test_credentials_that_are_missing(cache: ShardCache, delays: list[float], mo
     with pytest.raises(ShardError, match=problem):
         remote_manifest("s3://bucket/shards", cache)
     assert len(made) == 1 and delays == []
+
+
+def test_credentials_that_are_late(cache: ShardCache, delays: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = failing(monkeypatch, CredentialRetrievalError("the metadata service is busy"))
+    with pytest.raises(ShardError, match=r"in 3 attempts: .*metadata service is busy"):
+        remote_manifest("s3://bucket/shards", cache)
+    assert len(made) == 3 and len(delays) == 2
 
 
 def test_nobody_answers(cache: ShardCache, delays: list[float]) -> None:

@@ -179,8 +179,9 @@ class TestFault:
         captioned = [sample for sample in samples if sample.captions]
         found = {sample.key for sample in captioned}
         assert ALL - lost <= found | {"a3"} and not found & lost - {"a3"}
-        for sample in captioned:
-            assert facts(sample) == original(sample.key)
+        for sample in samples:
+            parts = None if sample.captions else 2  # without captions it's its own image at least
+            assert facts(sample)[:parts] == original(sample.key)[:parts]
         assert tally.seen == max(COUNT, len(samples) + sum(1 for problem in tally.rejections if problem.key))
 
     def test_inspected(

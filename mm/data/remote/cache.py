@@ -15,8 +15,7 @@ from typing import BinaryIO
 
 from mm.data.remote.fetching import FetchError, Retries, read_remote
 from mm.data.shards.entries import ManifestEntry
-from mm.data.shards.layout import LARGER
-from mm.data.shards.manifest import HASH_DIFFERS
+from mm.data.shards.layout import HASH_DIFFERS, LARGER
 from mm.data.shards.tar import CUT, NOT_A_TAR
 from mm.errors import OptionError, OutputError
 from mm.files import cache_folder, make_folder, remove_leftovers, whole_file

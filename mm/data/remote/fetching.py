@@ -181,6 +181,10 @@ def _web_options() -> dict[str, Any]:
     }
 
 
+# What packages for protocols call the error of missing credentials, as opposed to those that can't be had just now.
+_NO_CREDENTIALS = re.compile(r"(No|Partial|Default)Credentials")
+
+
 def _translated(error: Exception, address: str, stream: Any) -> Exception:
     """The error to raise instead of what a protocol raised, on opening where there is no stream yet."""
     if stream is None and isinstance(error, ImportError | ValueError):
@@ -194,7 +198,7 @@ def _translated(error: Exception, address: str, stream: Any) -> Exception:
         return ShardError(f"{address}: doesn't exist{answer}", MISSING)
     if isinstance(error, PermissionError) or status in (401, 403):
         return ShardError(f"{address}: access is refused{answer}; check the credentials", UNREADABLE)
-    if "Credential" in type(error).__name__:  # they are missing, which every protocol's package has its own error for
+    if _NO_CREDENTIALS.match(type(error).__name__):
         return ShardError(f"{address}: access is refused ({_one_line(error)}); check the credentials", UNREADABLE)
     if isinstance(status, int) and 400 <= status < 500 and status not in _TRY_AGAIN:
         return ShardError(f"{address}: the server refuses the request{answer}", UNREADABLE)

@@ -156,7 +156,10 @@ class HashingReader:
 
         Raises:
             ShardError: reading fails, or the file has become shorter.
+            ValueError: it doesn't lie behind the part before.
         """
+        if offset < self._position:
+            raise ValueError(f"{offset} is before {self._position}, up to where the archive was read")
         for _ in self._until(offset):
             pass
         yield from self._until(offset + size)

@@ -60,7 +60,8 @@ def missing(path: Path) -> UsageError:
     """What is raised for a path that doesn't exist, which may be meant as an address."""
     name = printable(str(path))
     if _REMOTE_PATH.match(name):
-        return UsageError(f"{name}: isn't a path; remote shards are only read by training: copy them here first")
+        address = re.sub(r"(?<=:)/(?!/)", "//", name, count=1)
+        return UsageError(f"{address}: isn't a path, and only files are read here; make a copy, and name that")
     return UsageError(f"{name}: doesn't exist; check the path")
 
 

@@ -60,8 +60,7 @@ class KnownShards:
         found: dict[int, Inspection] = {}
         if self._kept:
             for number, entry in enumerate(entries):
-                state, kept = self._kept.get(_row_key(entry, thoroughness), (None, None))
-                if kept is not None and _state(entry.path) == state:
+                if (kept := self._recall(entry, thoroughness)) is not None:
                     found[number] = kept
         if len(found) == len(entries) or not self._path.exists():
             return found
@@ -73,6 +72,14 @@ class KnownShards:
         except (sqlite3.Error, OSError) as error:
             _warn(self._path, str(error))
         return found
+
+    def _recall(self, entry: ManifestEntry, thoroughness: Thoroughness) -> Inspection | None:
+        """What this instance kept of a shard."""
+        for how in _answering(thoroughness):
+            state, kept = self._kept.get(_row_key(entry, how), (None, None))
+            if kept is not None and _state(entry.path) == state:
+                return _as_asked(kept, thoroughness)
+        return None
 
     def keep(self, entry: ManifestEntry, thoroughness: Thoroughness, state: FileState, found: Inspection) -> None:
         """Remembers what was found in a shard.
@@ -118,17 +125,26 @@ def _warn(path: Path, error: str) -> None:
 
 
 def _look_up(database: sqlite3.Connection, entry: ManifestEntry, thoroughness: Thoroughness) -> Inspection | None:
-    """What a database knows of a shard; what was found when it was verified answers without, too."""
+    """What a database knows of a shard."""
     query = "SELECT size, mtime, ctime, inode, inspection FROM shards WHERE path = ? AND question = ?"
-    for verify in (False, True) if not thoroughness.verify else (True,):
-        row = database.execute(query, _row_key(entry, thoroughness._replace(verify=verify))).fetchone()
+    for how in _answering(thoroughness):
+        row = database.execute(query, _row_key(entry, how)).fetchone()
         if row is not None and _state(entry.path) == row[:4]:
             with contextlib.suppress(ValueError, TypeError, KeyError):  # a damaged row isn't used
-                found = _decode(row[4], entry)
-                if thoroughness.verify:
-                    return found
-                return replace(found, entry=replace(found.entry, sha256=None), digests=None)
+                return _as_asked(_decode(row[4], entry), thoroughness)
     return None
+
+
+def _answering(thoroughness: Thoroughness) -> list[Thoroughness]:
+    """How a shard may have been looked at: as is asked for, or verified besides."""
+    return [thoroughness] if thoroughness.verify else [thoroughness, thoroughness._replace(verify=True)]
+
+
+def _as_asked(found: Inspection, thoroughness: Thoroughness) -> Inspection:
+    """What would have been found if a shard had been looked at only as is asked for."""
+    if thoroughness.verify or found.digests is None:
+        return found
+    return replace(found, entry=replace(found.entry, sha256=None), digests=None)
 
 
 def _row_key(entry: ManifestEntry, thoroughness: Thoroughness) -> tuple[str, str]:

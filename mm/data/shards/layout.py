@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 from mm.data.samples import Sample, caption_language, parse_captions
 from mm.data.shards.archive import Archive, HashingReader
-from mm.data.shards.manifest import HASH_DIFFERS, ManifestEntry
+from mm.data.shards.entries import ManifestEntry
 from mm.data.shards.tar import CUT, IMAGE_SUFFIXES, Group, Member, groups
 from mm.errors import DataError, ShardError
 
 FEWER = "fewer samples than the manifest says"
 MORE = "more samples than the manifest says"
 LARGER = "shard larger than the manifest says"
+HASH_DIFFERS = "shard hash differs"
 NO_IMAGE = "no image"
 SEVERAL_IMAGES = "more than one image"
 DUPLICATE_MEMBER = "duplicate member"

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HASH_DIFFERS = "shard hash differs"
 Progress = Callable[[int], None]
 Inspect = Callable[[list[Path]], "list[Inspection]"]
 

@@ -119,5 +119,7 @@ def test_hashes_what_it_hands_out_and_what_lies_between(path: Path) -> None:
         assert reader.content(10, 5) == CONTENT[10:15]
         assert b"".join(reader.blocks(600, 2 << 20)) == CONTENT[600 : 600 + (2 << 20)]
         assert reader.content(3_000_000, 0) == b""
+        with pytest.raises(ValueError, match="2999999 is before 3000000"):
+            reader.content(2_999_999, 1)
         assert reader.hexdigest() == hashlib.sha256(CONTENT).hexdigest()
         assert HashingReader(archive).hexdigest() == hashlib.sha256(CONTENT).hexdigest()

@@ -93,6 +93,17 @@ def test_an_instance_knows_what_it_kept(
     assert inspect_shards(manifest.shards, known=known)[1].damaged and opened == [path.name]
 
 
+def test_what_an_instance_kept_of_verified_shards_answers_without_too(
+    manifest: Manifest, tmp_path: Path, opened: list[str]
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    alone = inspect_shards(manifest.shards)
+    known = KnownShards(tmp_path / "file")
+    inspect_shards(manifest.shards, known=known, verify=True)
+    opened.clear()
+    assert inspect_shards(manifest.shards, known=known) == alone and opened == []
+
+
 def test_what_the_manifest_says_may_change(manifest: Manifest, tmp_path: Path, opened: list[str]) -> None:
     look(manifest, tmp_path, verify=True)
     opened.clear()

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from making import FullDisk
 from pictures import contents, picture, some_samples
 
+from mm.data.reports.checking import check_shards
 from mm.data.samples import Rejection, Sample, Tally
 from mm.data.shards import writing
-from mm.data.shards.checking import check_shards
 from mm.data.shards.manifest import Manifest
 from mm.data.shards.reading import read_shard
 from mm.data.shards.writing import prepare_folder, write_shards

@@ -9,8 +9,8 @@ from encoding import encode
 from pictures import picture, some_samples, write_tar
 from PIL import Image
 
+from mm.data.reports.checking import check_shards, unlisted, write_manifests
 from mm.data.shards.archive import Archive
-from mm.data.shards.checking import check_shards, unlisted, write_manifests
 from mm.data.shards.manifest import Manifest
 from mm.data.shards.writing import write_shards
 from mm.errors import DataError, UsageError

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mm.data.reports.checking import CheckedShard, ShardReport
 from mm.data.samples import Rejection, Sample, Tally, rejection_line
-from mm.data.shards.checking import CheckedShard, ShardReport
 from mm.data.shards.manifest import Manifest
 from mm.data.shards.reading import read_shard
 from mm.data.shards.writing import write_shards

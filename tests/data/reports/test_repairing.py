@@ -7,10 +7,10 @@ import pytest
 from broken import FAULTS, SECOND, Fault, make_shards
 from pictures import contents, picture, some_samples, write_tar
 
+from mm.data.reports.checking import check_shards
+from mm.data.reports.repairing import REJECTS_NAME, repair_shards
 from mm.data.samples import Sample
-from mm.data.shards.checking import check_shards
 from mm.data.shards.reading import read_shard
-from mm.data.shards.repairing import REJECTS_NAME, repair_shards
 from mm.data.shards.writing import write_shards
 from mm.errors import OutputError, ShardError
 
