@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 
 from mm.cli import common
 from mm.cli.bench_output import measure_and_show, parse
+from mm.data.counting import counter
 from mm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def _measure(options: Namespace) -> Timings:
     problem = open_clip_problem() or ("--quick leaves it out" if options.quick else None)
     total = steps(planned) + (0 if problem else 2 * len(CASES) * (planned.repeats + 1))
     with tempfile.TemporaryDirectory(prefix="mm-bench-") as folder, progress("Benchmark", "runs") as update:
-        tick = common.counter(update, total)
+        tick = counter(update, total)
         write_blip(Path(folder), planned.shape)
         found = compare(planned, Path(folder), tick)
         if problem:

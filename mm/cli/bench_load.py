@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 
 from mm.cli import common
 from mm.cli.bench_output import measure_and_show, parse
+from mm.data.counting import counter
 
 if TYPE_CHECKING:
     from mm.bench.load import Loaded
@@ -48,4 +49,4 @@ def _measure(options: Namespace, folder: Path) -> Loaded:
     planned = plan(options.repeats, quick=options.quick)
     collections = make_collections(planned, options.data, folder)
     with progress("Benchmark", "runs") as update:
-        return compare(planned, collections, folder, common.counter(update, steps(planned)))
+        return compare(planned, collections, folder, counter(update, steps(planned)))

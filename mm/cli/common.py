@@ -139,23 +139,6 @@ def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
-def counter(update: Callable[[int, int | None], None], total: int | None) -> Callable[[int], None]:
-    """Makes a function that is told how many more are done of one that is told how many are done in all.
-
-    Args:
-        update: called with how many are done, and how many there are.
-        total: how many there are, or None where it isn't known.
-    """
-    done = 0
-
-    def add(count: int) -> None:
-        nonlocal done
-        done += count
-        update(done, total)
-
-    return add
-
-
 def check_writable(path: Path) -> None:
     """Makes sure, before any work is done, that a file can be written under a temporary name and then renamed.
 

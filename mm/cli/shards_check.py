@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mm.cli import common
+from mm.data.counting import counter
 from mm.errors import DataError, OptionError, UsageError
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def _check(options: Any) -> int:
     total = count_samples(find_shards(options.shards)[0])
     with progress("Check", "samples") as update:
         report = check_shards(
-            options.shards, common.counter(update, total), options.captions, options.decode, options.max_pixels
+            options.shards, counter(update, total), options.captions, options.decode, options.max_pixels
         )
     figures: dict[str, Any] = {
         "shards": len(report.shards),
@@ -110,7 +111,7 @@ def _repair(report: ShardReport, out: Path) -> dict[str, Any]:
             out.rmdir()  # made to see that it can be written to; one that holds something stays
         return {"repaired_to": None}
     with progress("Repair", "samples") as update:
-        repair = repair_shards(report, out, common.counter(update, sum(shard.samples for shard in report.shards)))
+        repair = repair_shards(report, out, counter(update, sum(shard.samples for shard in report.shards)))
     return {
         "repaired_to": str(out),
         "shards_written": len(repair.manifest.shards) if repair.manifest is not None else 0,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mm.cli import common
+from mm.data.counting import counter
 
 if TYPE_CHECKING:
     from mm.data.reports.leaks import Fingerprints
@@ -32,7 +33,7 @@ def report_leaks(train: str, test: str, html: Path | None, max_pixels: int, *, a
         common.check_writable(html)
     known, probed = _fingerprints(train, max_pixels), _fingerprints(test, max_pixels)
     with progress("Compare", "images") as update:
-        leaks = find_leaks(known, probed, common.counter(update, len(probed)))
+        leaks = find_leaks(known, probed, counter(update, len(probed)))
     if html is not None:
         from mm.data.reports.leaks_page import leaks_page
         from mm.files import write_whole
@@ -59,6 +60,4 @@ def _fingerprints(path: str, max_pixels: int) -> Fingerprints:
 
     shards, _ = find_shards(path)
     with progress(f"Read {Path(path).name}") as update:
-        return fingerprint_shards(
-            [shard for shard, _ in shards], common.counter(update, count_samples(shards)), max_pixels
-        )
+        return fingerprint_shards([shard for shard, _ in shards], counter(update, count_samples(shards)), max_pixels)

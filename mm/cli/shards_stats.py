@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mm.cli import common
+from mm.data.counting import counter
 from mm.data.sources import count_samples, find_shards
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def run(arguments: Sequence[str], program: str) -> int:
     total = count_samples(shards)
     with progress("Count", "samples") as update:
         counted = count_shards(
-            shards, common.counter(update, total), examples=options.html is not None, max_pixels=options.max_pixels
+            shards, counter(update, total), examples=options.html is not None, max_pixels=options.max_pixels
         )
     for problem in problems:
         counted.problems[problem.reason] += problem.samples
@@ -62,9 +63,9 @@ def _near_duplicates(shards: Sequence[Shard], total: int | None, max_pixels: int
     from mm.progress import progress
 
     with progress("Decode", "images") as update:
-        prints = fingerprint_shards([path for path, _ in shards], common.counter(update, total), max_pixels)
+        prints = fingerprint_shards([path for path, _ in shards], counter(update, total), max_pixels)
     with progress("Compare", "images") as update:
-        return find_repeats(prints, common.counter(update, len(prints)))
+        return find_repeats(prints, counter(update, len(prints)))
 
 
 def _print(names: Sequence[str], found: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 
+from mm.data.counting import counter
 from mm.data.ledger import Ledger
 from mm.data.loading import Loader, OrderedBatches, ResumableLoader
 from mm.data.opening import find_manifest, unusable_samples, weighted
@@ -50,18 +51,6 @@ def require(least: int, **numbers: int) -> None:
     for name, value in numbers.items():
         if value < least:
             raise OptionError(f"data.{name} must be at least {least}, not {value}")
-
-
-def _adding(update: Callable[[int, int | None], None], total: int | None) -> Callable[[int], None]:
-    """Makes a function that takes how many more are done, and shows how many that makes of a total."""
-    done = 0
-
-    def add(more: int) -> None:
-        nonlocal done
-        done += more
-        update(done, total)
-
-    return add
 
 
 class ShardData(L.LightningDataModule):
@@ -211,11 +200,11 @@ class ShardData(L.LightningDataModule):
         options: Any = {"verify": self.verify, "images": images, "captions": bool(self._need(split).groups)}
         inspect: Callable[..., list[Inspection]] = partial(inspect_shards, **options, known=KnownShards())
         with self._progress(f"Check of data.{split}", self.unit) as update:
-            unlisted = partial(inspect, progress=_adding(update, None))
+            unlisted = partial(inspect, progress=counter(update, None))
             manifests = [find_manifest(source, self.cache, unlisted) for source in sources]
             entries = [shard for part in manifests for shard in part.shards]
             local = [shard for shard in entries if shard.remote is None]
-            found = iter(inspect(local, progress=_adding(update, sum(shard.nsamples for shard in local))))
+            found = iter(inspect(local, progress=counter(update, sum(shard.nsamples for shard in local))))
         return manifests, [next(found) if shard.remote is None else None for shard in entries]
 
     def _say_remainder(self) -> None:

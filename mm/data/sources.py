@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mm.data.counting import add_counts
 from mm.data.images import read_image_bytes
 from mm.data.samples import Rejection, Sample, parse_captions, printable
 from mm.data.shards.entries import ManifestEntry
@@ -112,16 +113,6 @@ def find_shards(paths: str | Path | Sequence[str | Path]) -> tuple[list[Shard], 
 def count_samples(shards: Iterable[Shard]) -> int | None:
     """How many samples there are going by manifests, or None where one of the shards isn't listed."""
     return add_counts(None if entry is None else entry.nsamples for _, entry in shards)
-
-
-def add_counts(counts: Iterable[int | None]) -> int | None:
-    """The sum of counts, or None where one isn't known."""
-    total = 0
-    for count in counts:
-        if count is None:
-            return None
-        total += count
-    return total
 
 
 def iter_images(

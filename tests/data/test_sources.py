@@ -12,7 +12,6 @@ from mm.data.shards import entries
 from mm.data.shards.writing import write_shards
 from mm.data.sources import (
     NOT_LISTED,
-    add_counts,
     count_images,
     count_samples,
     find_shards,
@@ -153,10 +152,6 @@ def test_shards_that_a_manifest_lacks_are_named(folder: Path) -> None:
     (folder / "shards" / "manifest.json").write_text("{")
     found, (problem,) = find_shards(folder)
     assert len(found) == 3 and problem.reason == "damaged manifest"
-
-
-def test_a_count_that_is_not_known_makes_the_sum_unknown() -> None:
-    assert (add_counts([]), add_counts([2, 0, 3]), add_counts([2, None, 3])) == (0, 5, None)
 
 
 def test_symbolic_links_in_a_circle(folder: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mm.data.ahead import map_ahead
+from mm.data.counting import add_counts
 from mm.data.making.items import Item, Items, LeftOut, file_state, gather
 from mm.data.making.packing import LEFT_OUT, Outcome, Packer, Packing
 from mm.data.making.reworking import Preparation, Rework
@@ -18,7 +19,6 @@ from mm.data.making.selection import AddedCaptions, CaptionFile, ImageList, Sele
 from mm.data.parallel import usable_cpus
 from mm.data.samples import Tally
 from mm.data.shards.manifest import Manifest
-from mm.data.sources import add_counts
 
 _AHEAD = 4  # images in work or waiting, for each worker
 
