@@ -76,9 +76,14 @@ def remove_leftovers(path: Path) -> None:
     name = re.compile(re.escape(f".{path.name}.") + r"[0-9a-f]{8}\.tmp")
     with suppress(OSError), os.scandir(path.parent) as entries:
         for leftover in [Path(entry.path) for entry in entries if name.fullmatch(entry.name)]:
-            with suppress(OSError), leftover.open("r+b") as file:  # one that is being written is locked
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                leftover.unlink()
+            remove_leftover(leftover)
+
+
+def remove_leftover(temporary: Path) -> None:
+    """Removes a temporary file of ``whole_file``, unless it is being written: then it is locked."""
+    with suppress(OSError), temporary.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        temporary.unlink()
 
 
 def sync_folder(folder: Path) -> None:

@@ -42,43 +42,51 @@ class SignalAt(L.Callback):
             os.kill(0 if self.group else os.getpid(), self.number)
 
 
-class NotedSteps(L.Callback):
-    """Writes the samples of every step to ``steps-RANK.jsonl`` in a folder.
+class _Noting(L.Callback):
+    """Writes a line after every step to ``NAME-RANK.SUFFIX`` in a folder.
 
     Args:
         folder: where to.
     """
 
+    file: str
+
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
+
+    def line(self, pl_module: L.LightningModule, batch: Any) -> str:
+        """What is noted of a step."""
+        raise NotImplementedError
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Writes a line."""
-        with (self.folder / f"steps-{trainer.global_rank}.jsonl").open("a") as file:
-            file.write(json.dumps(batch["keys"]) + "\n")
+        with (self.folder / self.file.format(trainer.global_rank)).open("a") as file:
+            file.write(self.line(pl_module, batch) + "\n")
 
 
-class NotedWeights(L.Callback):
-    """Writes what the weights are after every step, as a hash, to ``weights-RANK.txt`` in a folder.
+class NotedSteps(_Noting):
+    """Writes the samples of every step to ``steps-RANK.jsonl``."""
 
-    Args:
-        folder: where to.
-    """
+    file = "steps-{}.jsonl"
 
-    def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
+    def line(self, pl_module: L.LightningModule, batch: Any) -> str:
+        """The keys."""
+        return json.dumps(batch["keys"])
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Writes a line."""
+
+class NotedWeights(_Noting):
+    """Writes what the weights are after every step, as a hash, to ``weights-RANK.txt``."""
+
+    file = "weights-{}.txt"
+
+    def line(self, pl_module: L.LightningModule, batch: Any) -> str:
+        """The hash."""
         digest = hashlib.sha256()
         for weight in pl_module.parameters():
             digest.update(weight.detach().numpy().tobytes())
-        with (self.folder / f"weights-{trainer.global_rank}.txt").open("a") as file:
-            file.write(digest.hexdigest() + "\n")
+        return digest.hexdigest()
 
 
 class Spoil(L.Callback):

@@ -15,6 +15,7 @@ from mm.data.ahead import map_ahead
 from mm.data.images import DEFAULT_MAX_PIXELS, decode_image
 from mm.data.remote.cache import ShardCache
 from mm.data.samples import Rejection, Sample, Tally
+from mm.data.shards.layout import MISSING_CAPTION
 from mm.data.shards.manifest import Manifest
 from mm.data.shards.reading import read_shard
 from mm.errors import ImageError, OptionError, OutputError, ShardError
@@ -122,7 +123,7 @@ def captioned(manifest: Manifest, languages: Sequence[str]) -> Iterator[Sample |
             continue
         for item in read_shard(path, shard):
             if isinstance(item, Sample) and (lack := item.lacks(languages)):
-                yield Rejection(item.source, item.key, "missing caption", lack)
+                yield Rejection(item.source, item.key, MISSING_CAPTION, lack)
             else:
                 yield item
 

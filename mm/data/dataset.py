@@ -15,6 +15,7 @@ from mm.data.features import FeatureStore
 from mm.data.images import decode_image
 from mm.data.order import Place
 from mm.data.samples import Need, Rejection, Sample
+from mm.data.shards.layout import MISSING_CAPTION
 from mm.data.shards.reading import IndexedShards
 from mm.data.tokenizer import Tokenizer
 from mm.data.transforms import ImageTransform
@@ -66,7 +67,7 @@ class PlacedSet(Dataset[dict[str, Any]]):
         """
         sample = self.shards[index]
         if lack := self.need.lack(sample.captions):
-            raise DataError(f"{self.shards.name(index)}: {lack}", "missing caption")
+            raise DataError(f"{self.shards.name(index)}: {lack}", MISSING_CAPTION)
         return sample
 
     def __getitems__(self, places: Sequence[Place]) -> list[dict[str, Any] | Rejection]:

@@ -15,6 +15,7 @@ from mm.data.remote.folders import remote_manifest
 from mm.data.samples import Need, Rejection, Tally
 from mm.data.shards.finding import is_remote
 from mm.data.shards.inspection import FAULTS, Inspection
+from mm.data.shards.layout import MISSING_CAPTION
 from mm.data.shards.manifest import Inspect, Manifest, ManifestEntry
 from mm.data.shards.reading import IndexedShards
 from mm.errors import UsageError
@@ -94,7 +95,7 @@ def unusable_samples(
                     unusable.append(start + place)
                     name = shards.name(start + place)
                     detail = f"{name}: {lack}"
-                    tally.reject(Rejection(name, shards.key(start + place), "missing caption", detail))
+                    tally.reject(Rejection(name, shards.key(start + place), MISSING_CAPTION, detail))
         start += shard.nsamples
     tally.use(start - len(unusable))
     return np.asarray(sorted(unusable), np.int64)

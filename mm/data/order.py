@@ -121,7 +121,7 @@ class SampleOrder:
             raise ValueError("there are no samples to put in order")
         firsts = np.cumsum([0, *totals]).tolist()
         self.seed = seed
-        self._sizes, self._block = [list(sizes) for sizes in sources], block
+        self._block = block
         self.sources = [
             Source(sizes, first, (seed, number, 1), block)
             for number, (sizes, first) in enumerate(zip(sources, firsts, strict=False))
@@ -143,7 +143,8 @@ class SampleOrder:
     @cached_property
     def fingerprint(self) -> str:
         """What tells this order from others."""
-        return hashlib.sha256(f"{self._sizes} {self.counts} {self.seed} {self._block}".encode()).hexdigest()[:16]
+        sizes = [source.sizes.tolist() for source in self.sources]
+        return hashlib.sha256(f"{sizes} {self.counts} {self.seed} {self._block}".encode()).hexdigest()[:16]
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Stretch]:
         """Gives the places of an epoch from one on, in stretches.

@@ -139,14 +139,11 @@ class ShardData(L.LightningDataModule):
         if stage == "fit":
             self._loader, self._position = None, 0
         if stage == "fit" and self._train is None:
-            shards, self._unusable = self._open("train")
-            self._train = self._training_set(shards, np.setdiff1d(np.arange(len(shards)), self._unusable))
+            self._train = self._training_set(*self._open("train"))
             self._say_remainder()
         for split in {"fit": ["val"], "validate": ["val"], "test": ["test"]}.get(stage, []):
             if split not in self._evaluation and (stage != "fit" or self.sources[split] is not None):
-                shards, unusable = self._open(split)
-                usable = np.setdiff1d(np.arange(len(shards)), unusable)
-                self._evaluation[split] = self._evaluation_set(shards, usable, split)
+                self._evaluation[split] = self._evaluation_set(*self._open(split), split)
 
     def _training_set(self, shards: IndexedShards, usable: np.ndarray) -> Any:
         """Makes the ``PlacedSet`` of the usable samples."""
@@ -161,7 +158,7 @@ class ShardData(L.LightningDataModule):
         raise NotImplementedError
 
     def _open(self, split: str) -> tuple[IndexedShards, np.ndarray]:
-        """Opens the shards of a split; gives the sorted indices of the samples that can't be used too."""
+        """Opens the shards of a split; gives the sorted indices of the samples that can be used too."""
         named = self.sources[split]
         if named is None:
             raise UsageError(f"data.{split} isn't set; give the folder, shard or pattern of shards to use")
@@ -183,9 +180,10 @@ class ShardData(L.LightningDataModule):
             ledger.begin(tally, ", ".join([named] if isinstance(named, str) else named))
             share(f"{[(shard.url, shard.nsamples, shard.sha256) for shard in manifest.shards]} {unusable.tolist()}")
         if split == "train":
+            self._unusable = unusable
             sizes = [[shard.nsamples for shard in part.shards] for part in manifests]
             self._order = SampleOrder(sizes, list(named.values()) if weighted(named) else None, self.seed, self.block)
-        return shards, unusable
+        return shards, np.delete(np.arange(len(shards)), unusable)
 
     def _report(self, split: str) -> Path | None:
         """Where rejections of a split are kept by this process: beside the checkpoints."""

@@ -18,10 +18,10 @@ from mm.data.shards.entries import ManifestEntry
 from mm.data.shards.layout import HASH_DIFFERS, LARGER
 from mm.data.shards.tar import CUT, NOT_A_TAR
 from mm.errors import OptionError, OutputError
-from mm.files import cache_folder, make_folder, remove_leftovers, whole_file
+from mm.files import cache_folder, make_folder, remove_leftover, whole_file
 
 _FULL = frozenset([errno.ENOSPC, errno.EDQUOT])
-_TRANSFERS = ".*.tar.*.tmp"  # as whole_file names them
+_TRANSFERS = f".*.tar.{'[0-9a-f]' * 8}.tmp"  # as whole_file names them
 _WAIT = 0.1  # seconds between looks for room that other processes' transfers take
 
 
@@ -141,7 +141,7 @@ class ShardCache:
             Whether there is room now; if not, transfers of other processes take it.
         """
         for path in self.folder.glob(_TRANSFERS):
-            remove_leftovers(self.place(path.name.split(".")[1]))
+            remove_leftover(path)
         transfers = sum(map(_size, self.folder.glob(_TRANSFERS)))  # one that ends now counts again as a shard
         shards = {path: _size(path) for path in self.folder.glob("*.tar")}
         over = sum(shards.values()) + transfers + size - self.max_bytes

@@ -20,6 +20,19 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How much the system is asked for, each time."""
+    read, sizes = os.pread, []
+
+    def count(file: int, size: int, offset: int) -> bytes:
+        sizes.append(size)
+        return read(file, size, offset)
+
+    monkeypatch.setattr(os, "pread", count)
+    return sizes
+
+
 def test_reads_by_position(path: Path) -> None:
     with Archive(path) as archive:
         assert archive.size == len(CONTENT) and archive.name == str(path)
@@ -67,14 +80,7 @@ def test_a_window_gives_what_is_there(path: Path, steps: list[int], monkeypatch:
         assert window.read(0, 10) == CONTENT[:10]
 
 
-def test_a_window_reads_ahead(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, sizes = os.pread, []
-
-    def count(file: int, size: int, offset: int) -> bytes:
-        sizes.append(size)
-        return read(file, size, offset)
-
-    monkeypatch.setattr(os, "pread", count)
+def test_a_window_reads_ahead(path: Path, sizes: list[int]) -> None:
     with Archive(path) as archive:
         window = Window(archive)
         for offset in range(0, 1 << 20, 1024):
@@ -86,14 +92,7 @@ def test_a_window_reads_ahead(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert sum(sizes) < 200_000  # little is read of files whose members are large
 
 
-def test_hashing_reads_small_parts_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, sizes = os.pread, []
-
-    def count(file: int, size: int, offset: int) -> bytes:
-        sizes.append(size)
-        return read(file, size, offset)
-
-    monkeypatch.setattr(os, "pread", count)
+def test_hashing_reads_small_parts_at_once(path: Path, sizes: list[int]) -> None:
     with Archive(path) as archive:
         reader = HashingReader(archive)
         for offset in range(0, len(CONTENT), 4096):
