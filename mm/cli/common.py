@@ -13,7 +13,6 @@ from jsonargparse import ArgumentParser, Namespace
 
 from mm.data.ahead import map_ahead
 from mm.data.images import DEFAULT_MAX_PIXELS, decode_image
-from mm.data.remote.cache import ShardCache
 from mm.data.samples import Rejection, Sample, Tally
 from mm.data.shards.layout import MISSING_CAPTION
 from mm.data.shards.manifest import Manifest
@@ -114,6 +113,8 @@ def decoded(
 
 def captioned(manifest: Manifest, languages: Sequence[str]) -> Iterator[Sample | Rejection]:
     """Reads shards, fetching remote ones; samples without a caption in any of the languages are rejected."""
+    from mm.data.remote.cache import ShardCache
+
     cache = ShardCache()
     for shard in manifest.shards:
         try:

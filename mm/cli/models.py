@@ -10,7 +10,7 @@ from typing import Any
 
 from mm.cli import common
 from mm.data.samples import Rejection, Tally, printable
-from mm.errors import CheckpointError, DataError, UsageError
+from mm.errors import CheckpointError, DataError, UsageError, first_line
 
 OF_THE_HUB = "caption, shots, embed, match, ask, fill, score, translate"
 FORMS = (
@@ -155,7 +155,6 @@ def _describe_directory(folder: Path) -> dict[str, Any]:
     from safetensors import safe_open
 
     from mm.checkpoints.directory import read_config
-    from mm.errors import first_line
 
     config = read_config(folder)
     if not (folder / "tokenizer.json").is_file():

@@ -86,11 +86,10 @@ class LossGuard(L.Callback):
 
         The norm is 0 where a scaler deals with gradients that overflow.
         """
-        measured = torch.stack(self._losses).sum()[None]
+        loss = torch.stack(self._losses).sum()
         gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-        norm = measured.new_zeros(()) if _scaler(trainer) else torch.nn.utils.get_total_norm(gradients)
-        measured = torch.cat([measured, norm.to(measured)[None]])
-        losses, norms = trainer.strategy.all_gather(measured).reshape(-1, 2).T.tolist()
+        norm = loss.new_zeros(()) if _scaler(trainer) else torch.nn.utils.get_total_norm(gradients)
+        losses, norms = trainer.strategy.all_gather(torch.stack([loss, norm.to(loss)])).reshape(-1, 2).T.tolist()
         return losses, norms
 
     def _problem(self, loss: float, norms: Sequence[float] = ()) -> str | None:

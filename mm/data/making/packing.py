@@ -16,7 +16,7 @@ from mm.data.making.splitting import ONE, Splits
 from mm.data.samples import Rejection, Tally
 from mm.data.shards.keys import UniqueKeys, clean_key
 from mm.data.shards.manifest import Manifest, ManifestEntry
-from mm.data.shards.writing import ShardWriter, prepare_folder, refuse_shards
+from mm.data.shards.writing import NO_SAMPLES, ShardWriter, prepare_folder, refuse_shards
 from mm.errors import DataError, OutputError, ShardError
 from mm.files import make_folder
 
@@ -158,7 +158,7 @@ class Packer:
         self._journal.remove()
         if not manifests:
             reasons = "".join(f"; {name} ({count})" for name, count in self.counts.most_common())
-            raise DataError(f"{self._out}: no sample was left to write{reasons}", "no samples")
+            raise DataError(f"{self._out}: no sample was left to write{reasons}", NO_SAMPLES)
         return manifests
 
     def _split(self, key: str) -> _Split:

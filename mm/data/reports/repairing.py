@@ -10,12 +10,11 @@ from mm.data.reports.checking import CheckedShard, ShardReport
 from mm.data.samples import Rejection, Sample, Tally, rejection_line
 from mm.data.shards.manifest import Manifest
 from mm.data.shards.reading import read_shard
-from mm.data.shards.writing import write_shards
+from mm.data.shards.writing import NO_SAMPLES, write_shards
 from mm.errors import DataError, OutputError, ShardError
 from mm.files import write_whole
 
 REJECTS_NAME = "rejects.jsonl"
-NO_SAMPLES = "no samples"
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from mm.data.shards.manifest import Manifest
 from mm.errors import DataError, OptionError, OutputError, ShardError
 from mm.files import make_folder, remove_leftovers, sync_folder
 
+NO_SAMPLES = "no samples"
+
 _PREFIX = re.compile(r"\w[\w-]*")
 _TEMPORARY = ".{}.tmp"
 
@@ -68,7 +70,7 @@ def write_shards(
                 progress(1)
         writer.finish_shard()
         if not writer.finished:
-            raise DataError(f"{out}: no sample was left to write", "no samples")
+            raise DataError(f"{out}: no sample was left to write", NO_SAMPLES)
         manifest = Manifest(writer.finished)
         manifest.write(out)
     except (OSError, OutputError) as error:
